@@ -1,0 +1,169 @@
+"""What must hold of what was made: each check reads the lake and says pass or fail, with the numbers."""
+
+from typing import Any
+
+import dagster as dg
+
+from assets import evaluation, plans, pretraining
+from assets.outputs import edition_of, read_output
+from assets.pretraining import ASSET_OF_STAGE
+from assets.resources import LakeResource, TrainerResource
+from k25_pipelines.lineage import checkpoint_records
+from k25_pipelines.storage.store import Store
+
+MIN_FILL = 0.97
+"""Share of a plan's places that hold real tokens."""
+SHARE_TOLERANCE = 0.005
+"""How far the vision share that trainers counted may lie from the recipe's: half a point."""
+
+ERROR, WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
+
+
+@dg.asset_check(asset=plans.joint_plan)
+def joint_packs_are_full(
+    context: dg.AssetCheckExecutionContext, lake: LakeResource, trainer: TrainerResource
+) -> dg.AssetCheckResult:
+    """Few places of stage 2's packs are padding."""
+    return fill_check(_output(context, lake, trainer, "joint_plan"), severity=severity(trainer))
+
+
+@dg.asset_check(asset=plans.long_context_plan)
+def long_packs_are_full(
+    context: dg.AssetCheckExecutionContext, lake: LakeResource, trainer: TrainerResource
+) -> dg.AssetCheckResult:
+    """Few places of stage 3's packs are padding."""
+    return fill_check(_output(context, lake, trainer, "long_context_plan"), severity=severity(trainer))
+
+
+@dg.asset_check(asset=pretraining.joint_checkpoint)
+def joint_vision_share_is_the_recipes(
+    context: dg.AssetCheckExecutionContext, lake: LakeResource, trainer: TrainerResource
+) -> dg.AssetCheckResult:
+    """The share of vision tokens, counted by the trainer in the batches it was fed, is the recipe's."""
+    planned = _output(context, lake, trainer, "joint_plan")["recipe_vision_share"]
+    return share_check(_record(context, lake, trainer, "joint"), planned, severity=severity(trainer))
+
+
+@dg.asset_check(asset=pretraining.language_checkpoint)
+def language_loss_fell(
+    context: dg.AssetCheckExecutionContext, lake: LakeResource, trainer: TrainerResource
+) -> dg.AssetCheckResult:
+    """The language model learnt: its last losses lie below its first."""
+    return loss_check(_record(context, lake, trainer, "warmup"), severity=severity(trainer))
+
+
+@dg.asset_check(asset=pretraining.vit_checkpoint)
+def vit_loss_fell(
+    context: dg.AssetCheckExecutionContext, lake: LakeResource, trainer: TrainerResource
+) -> dg.AssetCheckResult:
+    """Stage 1a learnt: its last losses lie below its first."""
+    return loss_check(_record(context, lake, trainer, "vit"), severity=severity(trainer))
+
+
+@dg.asset_check(asset=pretraining.projector_checkpoint)
+def projector_loss_fell(
+    context: dg.AssetCheckExecutionContext, lake: LakeResource, trainer: TrainerResource
+) -> dg.AssetCheckResult:
+    """Stage 1b learnt: its last losses lie below its first."""
+    return loss_check(_record(context, lake, trainer, "projector"), severity=severity(trainer))
+
+
+@dg.asset_check(asset=pretraining.joint_checkpoint)
+def joint_loss_fell(
+    context: dg.AssetCheckExecutionContext, lake: LakeResource, trainer: TrainerResource
+) -> dg.AssetCheckResult:
+    """Stage 2 learnt: its last losses lie below its first."""
+    return loss_check(_record(context, lake, trainer, "joint"), severity=severity(trainer))
+
+
+@dg.asset_check(asset=evaluation.projector_caption_evaluation)
+def true_images_beat_shuffled_ones(
+    context: dg.AssetCheckExecutionContext, lake: LakeResource, trainer: TrainerResource
+) -> dg.AssetCheckResult:
+    """The model looks: held-out captions are likelier with their own image than with another's."""
+    return sight_check(_output(context, lake, trainer, "projector_caption_evaluation"), severity=severity(trainer))
+
+
+@dg.asset_check(asset=pretraining.long_context_checkpoint)
+def lineage_is_complete(
+    context: dg.AssetCheckExecutionContext, lake: LakeResource, trainer: TrainerResource
+) -> dg.AssetCheckResult:
+    """Every ancestor of the last checkpoint is in the lake, and so is every plan they were trained on."""
+    return lineage_check(lake.open(), _output(context, lake, trainer, "long_context_checkpoint")["checkpoint"])
+
+
+def severity(trainer: TrainerResource) -> dg.AssetCheckSeverity:
+    """Return how much a failure says: at toy scale nobody learns anything in six steps."""
+    return WARN if trainer.scale == "toy" else ERROR
+
+
+def fill_check(plan: dict[str, Any], *, severity: dg.AssetCheckSeverity = ERROR) -> dg.AssetCheckResult:
+    """Return whether a plan's mean fill reaches the floor."""
+    fill = float(plan["fill"])
+    return dg.AssetCheckResult(
+        passed=fill >= MIN_FILL, severity=severity, metadata={"fill": fill, "at least": MIN_FILL}
+    )
+
+
+def share_check(
+    record: dict[str, Any], planned: float | None, *, severity: dg.AssetCheckSeverity = ERROR
+) -> dg.AssetCheckResult:
+    """Return whether the vision share counted from batches is the planned one, within half a point."""
+    counted = float(record["metrics"]["vision_share"])
+    passed = planned is None or abs(counted - planned) <= SHARE_TOLERANCE
+    return dg.AssetCheckResult(
+        passed=passed,
+        severity=severity,
+        metadata={"counted": counted, "recipe": planned or 0.0, "tolerance": SHARE_TOLERANCE},
+    )
+
+
+def loss_check(record: dict[str, Any], *, severity: dg.AssetCheckSeverity = ERROR) -> dg.AssetCheckResult:
+    """Return whether the mean of the last tenth of the losses lies below that of the first tenth."""
+    losses = record["metrics"]["losses"]
+    num_tenth = max(1, len(losses) // 10)
+    first, last = sum(losses[:num_tenth]) / num_tenth, sum(losses[-num_tenth:]) / num_tenth
+    return dg.AssetCheckResult(
+        passed=last < first, severity=severity, metadata={"first": first, "last": last, "steps": len(losses)}
+    )
+
+
+def sight_check(metrics: dict[str, Any], *, severity: dg.AssetCheckSeverity = ERROR) -> dg.AssetCheckResult:
+    """Return whether captions cost less with their own image than with another's."""
+    true, shuffled = float(metrics["true_loss"]), float(metrics["shuffled_loss"])
+    return dg.AssetCheckResult(passed=true < shuffled, severity=severity, metadata={"true": true, "shuffled": shuffled})
+
+
+def lineage_check(lake: Store, checkpoint: str) -> dg.AssetCheckResult:
+    """Return whether each ancestor of `checkpoint`, and the plan of each, is in the lake."""
+    records = {record["key"]: record for record in checkpoint_records(lake)}
+    reached: dict[str, str] = {}
+    missing: list[str] = []
+    ahead = [checkpoint]
+    while ahead:
+        key = ahead.pop()
+        if key in reached or key in missing:
+            continue
+        if key not in records:
+            missing.append(key)
+            continue
+        reached[key] = records[key]["plan"]
+        ahead += sorted(set(records[key]["config"]["initial"].values()))
+    missing += [plan for plan in sorted(set(reached.values())) if not any(lake.list(f"k25/plans/{plan}/plan.json"))]
+    return dg.AssetCheckResult(
+        passed=not missing,
+        metadata={"checkpoints": dg.MetadataValue.json(reached), "missing": dg.MetadataValue.json(missing)},
+    )
+
+
+def _output(
+    context: dg.AssetCheckExecutionContext, lake: LakeResource, trainer: TrainerResource, asset: str
+) -> dict[str, Any]:
+    return read_output(lake.open(), asset, scale=trainer.scale, edition=edition_of(context))
+
+
+def _record(
+    context: dg.AssetCheckExecutionContext, lake: LakeResource, trainer: TrainerResource, stage: str
+) -> dict[str, Any]:
+    checkpoint = _output(context, lake, trainer, ASSET_OF_STAGE[stage])["checkpoint"]
+    return next(record for record in checkpoint_records(lake.open()) if record["key"] == checkpoint)

@@ -1,0 +1,208 @@
+"""The main job from the command line: index every dataset, then plan, train, evaluate and report, all in Dagster.
+
+Run: python -m assets.demo [--scale toy|demo]. The runs stand in the embedded instance, where the web page shows
+them. A second call finds what is made; one after a kill goes on where the first stopped.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import uuid
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+from tqdm import tqdm
+
+from assets import processes
+from assets.instance import add_datasets, open_instance
+from assets.outputs import MAIN, NotMadeError, read_output, run_records
+from assets.reporting import in_words
+from assets.resources import dagster_home, lake_from_env, trainer_from_env
+from k25_pipelines.errors import K25Error
+from k25_pipelines.storage.store import Store
+
+if TYPE_CHECKING:
+    from dagster._core.events.log import EventLogEntry
+
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+FACTS = (
+    "dagster/row_count",
+    "steps",
+    "first_loss",
+    "last_loss",
+    "fill",
+    "vision_share",
+    "true_loss",
+    "shuffled_loss",
+)
+
+
+class Board:
+    """What the terminal shows: one bar over all assets, a line for each that is made, the trainer's words beside."""
+
+    def __init__(self, num_assets: int):
+        """Draw an empty bar."""
+        self.bar = tqdm(
+            disable=not sys.stderr.isatty(),
+            total=num_assets,
+            unit="asset",
+            dynamic_ncols=True,
+            file=sys.stderr,
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
+        )
+        self.failed_checks: list[str] = []
+
+    def listen(self, what: str) -> "Callable[[EventLogEntry], None]":
+        """Return a listener of a run's events; `what` is the partition, or empty."""
+
+        def on_event(entry: "EventLogEntry") -> None:
+            event = entry.dagster_event
+            if event is None and entry.step_key and not entry.user_message.startswith("[pipes]"):
+                self.bar.set_postfix_str(entry.user_message.partition("\n")[0][:90])
+            elif event is None:
+                return
+            elif event.event_type_value == "STEP_START":
+                self.bar.set_description_str(f"{event.step_key} {what}".strip()[:36])
+            elif event.event_type_value == "ASSET_MATERIALIZATION":
+                self._asset(event, what)
+            elif event.event_type_value == "ASSET_CHECK_EVALUATION":
+                self._check(event.asset_check_evaluation_data)
+
+        return on_event
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self.bar.set_postfix_str("")
+        self.bar.close()
+
+    def _asset(self, event: Any, what: str) -> None:
+        metadata = {name: value.value for name, value in event.materialization.metadata.items()}
+        facts = [
+            f"{name.removeprefix('dagster/').replace('_', ' ')} {in_words(metadata[name])}"
+            for name in FACTS
+            if name in metadata
+        ]
+        found = " (found)" if metadata.get("cached") else ""
+        self.bar.write(f"  {f'{event.step_key} {what}'.strip():38} {', '.join(facts)}{found}", file=sys.stdout)
+        self.bar.update(1)
+
+    def _check(self, check: Any) -> None:
+        if not check.passed:
+            self.bar.write(
+                f"  ! check {check.check_name} of {check.asset_key.to_user_string()} failed", file=sys.stdout
+            )
+            if check.severity == dg.AssetCheckSeverity.ERROR:
+                self.failed_checks.append(check.check_name)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Make all that is tagged k25/demo; return 0, 1 if a run or a check failed, 2 on bad input."""
+    parser = argparse.ArgumentParser(prog="python -m assets.demo", description=__doc__)
+    parser.add_argument("--scale", choices=["demo", "toy"], default="demo", help="toy: seconds a stage")
+    os.environ["K25_SCALE"] = parser.parse_args(arguments).scale  # the definitions read it when they are loaded
+    warnings.simplefilter("ignore", dg.PreviewWarning)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a stopped demo stops its trainer
+    try:
+        lake = lake_from_env().open()
+        with open_instance(dagster_home()) as instance:
+            return _materialize_all(instance, lake)
+    except K25Error as error:
+        sys.stderr.write(f"k25 demo: {error}\n")
+        return 2
+
+
+def _materialize_all(instance: dg.DagsterInstance, lake: Store) -> int:
+    from assets.definitions import defs  # after K25_SCALE is set
+
+    names = add_datasets(instance, lake)
+    index, rest = defs.resolve_job_def("index_datasets"), defs.resolve_job_def("demo")
+    num_assets = len(names) * len(_assets_of(index)) + len(_assets_of(rest))
+    board = Board(num_assets)
+    try:
+        done = all(_run(index, instance, board, partition=name) for name in names) and _run(rest, instance, board)
+    finally:
+        board.close()
+    if not done:
+        sys.stdout.write("Stopped. The same command goes on where this one stopped.\n")
+        return 1
+    sys.stdout.write(summary(lake))
+    return 1 if board.failed_checks else 0
+
+
+def _assets_of(job: dg.JobDefinition) -> set[dg.AssetKey]:
+    return set(job.asset_layer.selected_asset_keys)
+
+
+def _run(job: dg.JobDefinition, instance: dg.DagsterInstance, board: Board, *, partition: str | None = None) -> bool:
+    """Run a job in this process, shown on the board; return whether it ended well, and say why if not."""
+    run_id = str(uuid.uuid4())
+    processes.record_process(processes.records_folder(instance.root_directory), run_id)
+    instance.add_event_listener(run_id, board.listen(partition or ""))
+    result = job.execute_in_process(
+        instance=instance, run_id=run_id, partition_key=partition, run_config=QUIET, raise_on_error=False
+    )
+    for event in result.filter_events(lambda event: event.is_step_failure):
+        failure = event.step_failure_data
+        error = failure.error.cause or failure.error if failure.error else None
+        words = failure.user_failure_data.description if failure.user_failure_data else error and error.message
+        board.bar.write(f"\n{event.step_key} failed: {words}", file=sys.stdout)
+    return result.success
+
+
+def summary(lake: Store) -> str:
+    """Return the closing table: what was trained and measured, and where to look."""
+    trainer = trainer_from_env()
+    lines = ["", f"{'stage':14}{'steps':>7}{'tokens':>12}{'first loss':>12}{'last loss':>11}  checkpoint"]
+    for stage, record in _stage_records(lake, trainer.scale):
+        metrics = record["metrics"]
+        losses = f"{metrics['first_loss']:>12.3f}{metrics['last_loss']:>11.3f}"
+        lines.append(f"{stage:14}{record['step']:>7,}{metrics['tokens']:>12,}{losses}  {record['key']}")
+    lines += ["", *_evaluation_lines(lake, trainer.scale), ""]
+    report = Path(trainer.work).resolve().parent / "report" / "index.html"
+    lines += [f"report:    {report}", "web page:  k25 ui", ""]
+    return "\n".join(lines)
+
+
+def _stage_records(lake: Store, scale: str) -> list[tuple[str, dict[str, Any]]]:
+    from assets.pretraining import ASSET_OF_STAGE
+
+    made = {stage: read_output(lake, asset, scale=scale, edition=MAIN) for stage, asset in ASSET_OF_STAGE.items()}
+    return [
+        (stage, record)
+        for stage, output in made.items()
+        for record in run_records(lake, output["run"])
+        if record["key"] == output["checkpoint"]
+    ]
+
+
+def _evaluation_lines(lake: Store, scale: str) -> list[str]:
+    lines = []
+    for name in ("vit_caption_evaluation", "projector_caption_evaluation", "needle_evaluation"):
+        try:
+            metrics = read_output(lake, name, scale=scale, edition=MAIN)
+        except NotMadeError:
+            continue
+        flat = {
+            **{key: value for key, value in metrics.items() if isinstance(value, int | float)},
+            **{
+                f"{key} {inner}": value
+                for key, rest in metrics.items()
+                if isinstance(rest, dict)
+                for inner, value in rest.items()
+            },
+        }
+        facts = [
+            f"{key.replace('_', ' ')} {in_words(value)}"
+            for key, value in flat.items()
+            if isinstance(value, int | float)
+        ]
+        lines.append(f"{name:30}{', '.join(facts)}")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())

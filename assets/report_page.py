@@ -1,0 +1,161 @@
+"""The report of a run: what the lake says was made in, one self-contained HTML page out."""
+
+import html
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from assets.data_layer import sample_pictures
+from assets.outputs import MAIN, NotMadeError, read_output
+from assets.pictures import bars, curves
+from assets.plans import step_table
+from assets.pretraining import ASSET_OF_STAGE
+from assets.reporting import data_url, in_words
+from k25_pipelines.catalog.registry import dataset_names, load_manifest
+from k25_pipelines.lineage import checkpoint_records
+from k25_pipelines.planning import open_plan
+from k25_pipelines.storage.store import Store
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1d2733; --soft: #5f6f80; --line: #d9e0e7; --paper: #ffffff; --card: #f5f7f9 }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6ebf0; --soft: #9aa8b5; --line: #35414d; --paper: #14191f;
+  --card: #1d242c } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1060px;
+  margin: 2.5rem auto; padding: 0 1.2rem }
+h1 { font-size: 1.7rem; margin-bottom: .2rem } h2 { margin-top: 2.4rem; font-size: 1.15rem }
+p { color: var(--soft); max-width: 46rem }
+table { border-collapse: collapse; font-size: .88rem; display: block; overflow-x: auto }
+th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); white-space: nowrap }
+td.number { text-align: right; font-variant-numeric: tabular-nums }
+.pictures { display: flex; flex-wrap: wrap; gap: 1rem } img { max-width: 100%; background: #fff; border-radius: 6px }
+"""
+
+
+def page(lake: Store, *, scale: str, edition: str) -> str:
+    """Return the page of an edition, as it stands in the lake."""
+    made = {stage: _record(lake, stage, scale, edition) for stage in ASSET_OF_STAGE}
+    records = {stage: record for stage, record in made.items() if record}
+    sections = [
+        ("What was trained", "Every stage reads its own plan, and starts from the stage before.", _stages(records)),
+        ("Losses", "One curve a stage, a point a step.", _losses(records)),
+        ("Plans", "Fill and vision share of each step, as planned before a byte was read.", _plans(lake, records)),
+        ("Evaluations", "On samples that no plan holds.", _evaluations(lake, scale, edition)),
+        ("Samples", "As stored, with their boxes.", _samples(lake)),
+        ("Lineage", "Each checkpoint, what it was trained on, and what it descends from.", _lineage(records)),
+    ]
+    body = "".join(
+        f"<h2>{html.escape(title)}</h2><p>{html.escape(words)}</p>{content}" for title, words, content in sections
+    )
+    title = "Kimi K2.5 pre-training, reproduced" + ("" if edition == MAIN else f": edition {edition}")
+    meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    head = f"<head>{meta}<title>{html.escape(title)}</title><style>{STYLE}</style></head>"
+    return f'<!doctype html><html lang="en">{head}<body><h1>{html.escape(title)}</h1>{body}</body></html>'
+
+
+def _record(lake: Store, stage: str, scale: str, edition: str) -> dict[str, Any] | None:
+    try:
+        checkpoint = read_output(lake, ASSET_OF_STAGE[stage], scale=scale, edition=edition)["checkpoint"]
+    except NotMadeError:
+        return None
+    return next((record for record in checkpoint_records(lake) if record["key"] == checkpoint), None)
+
+
+def _stages(records: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = [
+        {
+            "stage": stage,
+            "steps": record["step"],
+            "tokens": record["metrics"]["tokens"],
+            "vision share": record["metrics"].get("vision_share") or 0.0,
+            "first loss": record["metrics"]["first_loss"],
+            "last loss": record["metrics"]["last_loss"],
+            "trains": ", ".join(record["config"]["trainable"]),
+        }
+        for stage, record in records.items()
+    ]
+    return html_table(rows)
+
+
+def _losses(records: Mapping[str, Mapping[str, Any]]) -> str:
+    return _pictures(
+        curves({"loss": record["metrics"]["losses"]}, title=stage, unit="nats a token")
+        for stage, record in records.items()
+    )
+
+
+def _plans(lake: Store, records: Mapping[str, Mapping[str, Any]]) -> str:
+    plans = {stage: open_plan(lake, record["plan"]) for stage, record in records.items()}
+    return _pictures(
+        curves(step_table(plan), title=stage, unit="share", level=plan.recipe.vision_share)
+        for stage, plan in plans.items()
+    )
+
+
+def _evaluations(lake: Store, scale: str, edition: str) -> str:
+    found = {}
+    for name in ("vit_caption_evaluation", "projector_caption_evaluation", "needle_evaluation"):
+        try:
+            found[name] = read_output(lake, name, scale=scale, edition=edition)
+        except NotMadeError:
+            continue
+    rows = [
+        {"evaluation": name, "measure": measure, "value": value}
+        for name, metrics in found.items()
+        for measure, value in _flat(metrics)
+    ]
+    captions = [
+        bars(
+            {"own image": metrics["true_loss"], "another's": metrics["shuffled_loss"]},
+            title=name.replace("_", " "),
+            unit="held-out loss, nats a token",
+        )
+        for name, metrics in found.items()
+        if "true_loss" in metrics
+    ]
+    return html_table(rows) + _pictures(captions)
+
+
+def _samples(lake: Store) -> str:
+    manifests = [load_manifest(lake, name) for name in dataset_names(lake)]
+    sheets = {manifest.dataset: sample_pictures(lake, manifest) for manifest in manifests}
+    return "".join(f"<h3>{html.escape(name)}</h3>{_pictures([sheet])}" for name, sheet in sheets.items() if sheet)
+
+
+def _lineage(records: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = [
+        {
+            "checkpoint": record["key"],
+            "digest": record["digest"],
+            "plan": record["plan"],
+            "starts from": ", ".join(sorted(set(record["config"]["initial"].values()))) or "random",
+            "code": record["code_version"],
+        }
+        for record in records.values()
+    ]
+    return html_table(rows)
+
+
+def html_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows, all with the same columns, as an HTML table; numbers stand to the right."""
+    if not rows:
+        return "<p>(not made yet)</p>"
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
+    body = "".join(f"<tr>{''.join(_cell(value) for value in row.values())}</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cell(value: Any) -> str:
+    kind = ' class="number"' if isinstance(value, int | float) else ""
+    return f"<td{kind}>{html.escape(in_words(value))}</td>"
+
+
+def _pictures(pngs: Any) -> str:
+    images = "".join(f'<img alt="" src="{data_url(png)}">' for png in pngs)
+    return f'<div class="pictures">{images}</div>'
+
+
+def _flat(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name} ")
+        elif isinstance(value, int | float):
+            yield f"{prefix}{name}", value

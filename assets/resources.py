@@ -1,0 +1,127 @@
+"""Environment in, resources out: the lake, the trainer's launcher, the schedule's settings. Nothing else reads it."""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from assets import processes
+from k25_pipelines.errors import K25Error
+from k25_pipelines.storage.store import Store, open_store
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+STATE = REPOSITORY / ".k25"
+DAGSTER_HOME_DEFAULT = STATE / "dagster"
+
+
+class NotAnOutputError(K25Error):
+    """An asset returned a value: what assets make is in the lake, never in Dagster's folder."""
+
+
+class LakeResource(dg.ConfigurableResource):
+    """The object store with the raw data and all that is made of it."""
+
+    url: str
+    """`s3://bucket/prefix` or a folder; empty if the environment names none."""
+
+    def open(self) -> Store:
+        """Return the store. Raises K25Error where the environment names none."""
+        if not self.url:
+            raise K25Error("K25_LAKE is not set; start the embedded lake with `k25 up --background` and `. .k25/env`")
+        return open_store(self.url)
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        """Write down which process executes this run, so that a killed one is told from a busy one."""
+        if context.run and context.instance:
+            folder = processes.records_folder(context.instance.root_directory)
+            processes.record_process(folder, context.run.run_id)
+
+
+class TrainerResource(dg.ConfigurableResource):
+    """How and where trainers are started; none of it changes what they compute, but `scale`."""
+
+    scale: str = "demo"
+    """Which recipes: `demo`, or `toy` for seconds a stage."""
+    python: str = sys.executable
+    """The interpreter of the trainers; the graph's own needs no torch."""
+    work: str = str(STATE / "work")
+    """Folder of run files, logs and caches, one below it per run."""
+    threads: int = os.cpu_count() or 1
+    """Threads of a trainer's arithmetic; the same number continues a run bit for bit."""
+    num_ranks: int = 1
+    """Processes of a trainer; more than one are started by torchrun."""
+    grace_seconds: float = 20.0
+    """How long a cancelled trainer may take to leave [s]."""
+
+    def command(self, module: str, arguments: list[str]) -> list[str]:
+        """Return the command that starts a trainer's module."""
+        if self.num_ranks == 1:
+            return [self.python, "-m", module, *arguments]
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.num_ranks}"]
+        return [self.python, *launcher, "-m", module, *arguments]
+
+
+class NoOutputs(dg.ConfigurableIOManager):
+    """Refuses to store what an asset returns: the default would fill DAGSTER_HOME with pickles."""
+
+    def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
+        """Accept nothing but nothing."""
+        if obj is not None:
+            raise NotAnOutputError(f"{context.asset_key.to_user_string()} returned a value; write it to the lake")
+
+    def load_input(self, context: dg.InputContext) -> Any:
+        """Refuse: an asset reads its inputs from the lake."""
+        raise NotAnOutputError(f"{context.asset_key.to_user_string()} is not loaded by Dagster; read it from the lake")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetrainingSettings:
+    """When the scheduled retraining runs, and how much of it."""
+
+    cron: str
+    """Cron line, in UTC."""
+    is_on: bool
+    """Whether the schedule runs as soon as a daemon does; else it is switched on in the web page."""
+    stages: tuple[str, ...]
+    """The stages that are trained anew; the others are taken from the main edition."""
+
+
+def resources_from_env() -> dict[str, Any]:
+    """Return the resources that the environment describes."""
+    return {"lake": lake_from_env(), "trainer": trainer_from_env(), "io_manager": NoOutputs()}
+
+
+def lake_from_env() -> LakeResource:
+    """Return the lake of K25_LAKE."""
+    return LakeResource(url=os.environ.get("K25_LAKE", ""))
+
+
+def trainer_from_env() -> TrainerResource:
+    """Return the trainer's launcher: K25_SCALE, K25_TRAINER_PYTHON, K25_WORK, K25_THREADS, K25_RANKS."""
+    return TrainerResource(
+        scale=os.environ.get("K25_SCALE", "demo"),
+        python=os.environ.get("K25_TRAINER_PYTHON", sys.executable),
+        work=os.environ.get("K25_WORK", str(STATE / "work")),
+        threads=int(os.environ.get("K25_THREADS", os.cpu_count() or 1)),
+        num_ranks=int(os.environ.get("K25_RANKS", "1")),
+    )
+
+
+def retraining_from_env(stages: tuple[str, ...]) -> RetrainingSettings:
+    """Return when and what to retrain: K25_RETRAIN_CRON, K25_RETRAIN (on or off), K25_RETRAIN_STAGES."""
+    chosen = os.environ.get("K25_RETRAIN_STAGES", "")
+    return RetrainingSettings(
+        cron=os.environ.get("K25_RETRAIN_CRON", "0 2 * * *"),
+        is_on=os.environ.get("K25_RETRAIN", "off") == "on",
+        stages=tuple(chosen.split(",")) if chosen else stages,
+    )
+
+
+def dagster_home() -> Path:
+    """Return the folder of the Dagster instance, DAGSTER_HOME or .k25/dagster, and name it in the environment."""
+    folder = Path(os.environ.get("DAGSTER_HOME") or DAGSTER_HOME_DEFAULT).resolve()
+    os.environ["DAGSTER_HOME"] = str(folder)
+    return folder

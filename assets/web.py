@@ -1,0 +1,49 @@
+"""The Dagster web page over the lake: `python -m assets.web --port 3000`. Ctrl-C stops it, and all it started."""
+
+import argparse
+import signal
+import subprocess
+import sys
+
+from assets.instance import add_datasets, open_instance
+from assets.resources import REPOSITORY, dagster_home, lake_from_env
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prepare the instance, close the runs of killed processes, and serve until interrupted."""
+    parser = argparse.ArgumentParser(prog="python -m assets.web", description=__doc__)
+    parser.add_argument("--port", type=int, default=3000)
+    parser.add_argument("--host", default="127.0.0.1", help="the page has no login: keep it on this machine")
+    options = parser.parse_args(arguments)
+    with open_instance(dagster_home()) as instance:
+        add_datasets(instance, lake_from_env().open())
+    sys.stdout.write(f"web page: http://{options.host}:{options.port}   (Ctrl-C stops it)\n")
+    sys.stdout.flush()
+    return serve(options.host, options.port)
+
+
+def serve(host: str, port: int) -> int:
+    """Run web server, daemon and code server until they end or this process is told to stop."""
+    words = ["dev", "-w", str(REPOSITORY / "workspace.yaml"), "-h", host, "-p", str(port)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dagster", *words],
+        cwd=REPOSITORY,
+        start_new_session=True,
+        preexec_fn=_listen_to_interrupts,
+    )
+    signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGINT))
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        return 0
+
+
+def _listen_to_interrupts() -> None:
+    """Undo the ignored SIGINT that a shell gives its background jobs: `dagster dev` stops its children by it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What there is: dataset kinds indexed in place, manifests, registry, statistics."""

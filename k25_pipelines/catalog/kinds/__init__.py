@@ -1,0 +1,1 @@
+"""One dataset kind a file: scan a dataset in place into manifest lines."""

@@ -1,0 +1,1 @@
+"""In what order: arrays in, arrays out, no I/O."""

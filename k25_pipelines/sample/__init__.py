@@ -1,0 +1,1 @@
+"""Bytes of one sample to the arrays a model reads."""

@@ -1,0 +1,164 @@
+"""Samples to a batch: loaded samples and their places in, one rank's arrays out, and the digests of its packs.
+
+Shapes: B packs on this rank, T tokens in a pack, P patches and M vision items on this rank.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from k25_pipelines.keys import canonical_bytes
+from k25_pipelines.sample.example import Example
+from k25_pipelines.sample.mask import IGNORED, labels_of
+from k25_pipelines.sample.patches import PATCH
+
+DIGEST_FIELDS = ("input_ids", "labels", "position_ids", "cu_seqlens", "patches", "grid_thw", "media_slots")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Provenance:
+    """Which sample stands where in a batch."""
+
+    pack: int
+    """Number of the pack in its step, over all ranks."""
+    slot: int
+    """Place in the pack."""
+    dataset: str
+    line: int
+    key: str
+    """What the dataset calls the sample."""
+    epoch: int
+    start: int
+    """First column in the pack [tokens]."""
+    num_tokens: int
+    """Planned length [tokens]."""
+    masked: str | None
+    """Why its span is padding; None if the sample is there."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """What one rank's model sees at one step."""
+
+    input_ids: np.ndarray
+    """int64 [B, T] token ids."""
+    labels: np.ndarray
+    """int64 [B, T], the token where it is to be predicted, else -100; unshifted."""
+    position_ids: np.ndarray
+    """int64 [B, T], from 0 in each sample, padding included."""
+    cu_seqlens: np.ndarray
+    """int32 [samples + 1] where samples begin among the B * T places; a pack's padding is one of its own."""
+    patches: np.ndarray
+    """float32 [P, 3, 14, 14] pixels in [-1, 1], vision items in the order of the packs."""
+    grid_thw: np.ndarray
+    """int64 [M, 3] frames, rows and columns of patches of each vision item."""
+    media_slots: np.ndarray
+    """int64 [M, 3] pack of this batch, first column and number of tokens of each vision item."""
+    provenance: list[Provenance]
+    """A line a sample, in the order of the packs."""
+
+    @property
+    def digests(self) -> list[str]:
+        """SHA-256 of each pack, in order: what `pack_digest` says of it."""
+        return [pack_digest(pack) for pack in packs_of(self)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlacedSample:
+    """One sample and its place."""
+
+    provenance: Provenance
+    example: Example | None
+    """At most `provenance.num_tokens` long; None where the span is masked."""
+
+
+def assembled(samples: Sequence[PlacedSample], packs: range, *, pack_tokens: int, pad: int) -> Batch:
+    """Return the batch of a run of packs.
+
+    A sample shorter than planned is followed by padding that is part of its span; a masked one is
+    nothing but padding and has no vision items. No label stands on padding.
+
+    Args:
+        samples: in the order of packs and slots.
+        packs: which packs of the step these are.
+        pack_tokens: T.
+        pad: id of the padding token.
+    """
+    shape = len(packs), pack_tokens
+    input_ids, labels = np.full(shape, pad, dtype=np.int64), np.full(shape, IGNORED, dtype=np.int64)
+    slots = [np.zeros((0, 3), dtype=np.int64)]
+    starts = [np.arange(len(packs) + 1, dtype=np.int64) * pack_tokens]
+    for sample in samples:
+        place = sample.provenance
+        row = place.pack - packs.start
+        starts.append(row * pack_tokens + np.array([place.start, place.start + place.num_tokens]))
+        if sample.example is None:
+            continue
+        tokens = sample.example.tokens
+        columns = slice(place.start, place.start + len(tokens.ids))
+        input_ids[row, columns] = tokens.ids
+        labels[row, columns] = labels_of(tokens.ids, tokens.is_target)
+        slots.append(np.insert(tokens.media + np.array([place.start, 0]), 0, row, axis=1))
+    cu_seqlens = np.unique(np.concatenate(starts)).astype(np.int32)
+    lengths = np.diff(cu_seqlens)
+    examples = [sample.example for sample in samples if sample.example is not None]
+    position_ids = np.arange(input_ids.size) - np.repeat(cu_seqlens[:-1].astype(np.int64), lengths)
+    return Batch(
+        input_ids=input_ids,
+        labels=labels,
+        position_ids=position_ids.reshape(shape),
+        cu_seqlens=cu_seqlens,
+        patches=np.concatenate([_no_patches(), *(made.patches for made in examples)]),
+        grid_thw=np.concatenate([np.zeros((0, 3), dtype=np.int64), *(made.grid_thw for made in examples)]),
+        media_slots=np.concatenate(slots),
+        provenance=[sample.provenance for sample in samples],
+    )
+
+
+def packs_of(batch: Batch) -> Iterator[Batch]:
+    """Yield each pack as a batch of its own, B = 1, offsets counted from the pack's start; no provenance."""
+    num_packs, pack_tokens = batch.input_ids.shape
+    ends = np.concatenate([[0], np.cumsum(batch.grid_thw.prod(axis=1))])
+    for row in range(num_packs):
+        begin, end = row * pack_tokens, (row + 1) * pack_tokens
+        inside = (batch.cu_seqlens >= begin) & (batch.cu_seqlens <= end)
+        first, last = np.searchsorted(batch.media_slots[:, 0], [row, row + 1])
+        yield Batch(
+            input_ids=batch.input_ids[row : row + 1],
+            labels=batch.labels[row : row + 1],
+            position_ids=batch.position_ids[row : row + 1],
+            cu_seqlens=batch.cu_seqlens[inside] - np.int32(begin),
+            patches=batch.patches[ends[first] : ends[last]],
+            grid_thw=batch.grid_thw[first:last],
+            media_slots=batch.media_slots[first:last] - np.array([row, 0, 0]),
+            provenance=[],
+        )
+
+
+def pack_digest(pack: Batch) -> str:
+    """Return the SHA-256 of one pack as 64 hexadecimal characters.
+
+    Hashed are, for each of DIGEST_FIELDS in this order: field name, dtype (such as `<i8`) and shape
+    as `keys.canonical_bytes` frames them, then the little-endian row-major bytes.
+
+    Args:
+        pack: a batch of one pack.
+    """
+    hashed = hashlib.sha256()
+    for name in DIGEST_FIELDS:
+        array = getattr(pack, name)
+        little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+        hashed.update(canonical_bytes([name, little.dtype.str, list(little.shape)]))
+        hashed.update(little.data if little.size else b"")
+    return hashed.hexdigest()
+
+
+def step_digest(digests: Sequence[str]) -> str:
+    """Return the SHA-256 of the hexadecimal digests of all of a step's packs, in pack order, one after another."""
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _no_patches() -> np.ndarray:
+    return np.zeros((0, 3, PATCH, PATCH), dtype=np.float32)

@@ -1,0 +1,1 @@
+"""Where bytes live: object stores, throttle and retry, tiered cache."""

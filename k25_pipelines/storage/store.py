@@ -1,0 +1,99 @@
+"""The protocol of an object store: keys below one root URL in, bytes out; `open_store` picks the backend."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from k25_pipelines.errors import StoreError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectInfo:
+    """One object as a listing shows it."""
+
+    key: str
+    """Name below the store's root, with forward slashes."""
+    num_bytes: int
+    """Size [bytes]."""
+    etag: str
+    """What changes when the bytes do; unquoted."""
+
+
+class Store(Protocol):
+    """Objects below one root. Keys never start with a slash; a failure is a named `StoreError`."""
+
+    @property
+    def url(self) -> str:
+        """The root, such as `s3://bucket/prefix` or `/folder`, without a slash at the end."""
+        ...
+
+    def get(self, key: str) -> bytes:
+        """Return a whole object. Raises ObjectNotFoundError."""
+        ...
+
+    def get_range(self, key: str, offset: int, num_bytes: int) -> bytes:
+        """Return exactly `num_bytes` bytes from `offset`; a short object is a StoreError."""
+        ...
+
+    def head(self, key: str) -> ObjectInfo:
+        """Return size and etag of an object. Raises ObjectNotFoundError."""
+        ...
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object, whole or not at all, replacing what stood there: for pointers only."""
+        ...
+
+    def put_new(self, key: str, data: bytes) -> None:
+        """Write an object once. The same bytes again are fine; others raise ObjectExistsError."""
+        ...
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Yield the objects whose keys start with `prefix`, in the order of their keys."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove an object; one that is not there is no error."""
+        ...
+
+
+def open_store(url: str) -> Store:
+    """Return the store below `url`.
+
+    Args:
+        url: `s3://bucket[/prefix]` (configured by the standard AWS_* variables alone),
+            `memory://name` (one per name and process, for tests), or a folder.
+
+    Raises:
+        StoreError: the URL names no known backend.
+    """
+    from k25_pipelines.storage.local import LocalStore
+    from k25_pipelines.storage.memory import memory_store
+
+    if url.startswith("s3://"):
+        from k25_pipelines.storage.s3 import S3Store  # boto3 loads slowly; a folder needs none
+
+        return S3Store(url)
+    if url.startswith("memory://"):
+        return memory_store(url)
+    return LocalStore(url)
+
+
+def checked_key(key: str) -> str:
+    """Return `key` if every backend can hold it. Raises StoreError: empty, absolute, or with "." or ".." in it."""
+    parts = key.split("/")
+    if "\0" in key or any(part in ("", ".", "..") for part in parts):
+        raise StoreError(f"key {key!r} is not a relative path of plain names; keys cannot leave the root of the store")
+    return key
+
+
+def checked_length(data: bytes, num_bytes: int, *, where: str) -> bytes:
+    """Return `data` if it is as long as asked for. Raises StoreError: the object is shorter."""
+    if len(data) != num_bytes:
+        raise StoreError(f"{where} gave {len(data)} bytes where {num_bytes} were asked for: the object is shorter")
+    return data
+
+
+def read_url(url: str) -> bytes:
+    """Return the object that a full URL names, such as `s3://bucket/a/b.json` or `/folder/b.json`."""
+    root, _, name = url.rpartition("/")
+    return open_store(root or "/").get(name)

@@ -1,0 +1,204 @@
+"""`k25` as a user meets it: real processes, a real S3 server, one line and exit code 2 for bad input."""
+
+import io
+import json
+import re
+import tarfile
+import time
+
+import pytest
+from PIL import Image
+
+from k25_pipelines.storage.store import open_store
+
+RECIPE = """
+name: words
+seed: 7
+pack_tokens: 128
+packs_per_step: 4
+steps: 6
+blend: samples
+sources:
+  notes: {weight: 1}
+"""
+
+
+def picture(width: int, height: int, *, form: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").resize((width, height)).convert("RGB").save(buffer, format=form)
+    return buffer.getvalue()
+
+
+def tar_of(members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def lake(s3_environment):
+    return open_store(s3_environment["K25_LAKE"])
+
+
+@pytest.fixture
+def register(k25, lake):
+    """Register a dataset below the lake's raw/ folder."""
+
+    def run(name: str, kind: str, *words: str):
+        done = k25(
+            "register", name, f"{lake.url}/raw/{name}", "--kind", kind, "--licence", "MIT", "--source", "test", *words
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+
+    return run
+
+
+def refused(done, *said: str) -> None:
+    """The command ended with 2 and one line that says each of the words."""
+    assert done.returncode == 2, done
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    for words in said:
+        assert words in done.stderr
+    assert done.stdout == ""
+
+
+def notes(lake, count: int = 200) -> None:
+    lines = [
+        json.dumps({"text": f"note {number}: " + "some words of it " * (number % 9 + 1)}) for number in range(count)
+    ]
+    lake.put("raw/notes/notes.jsonl", "\n".join(lines).encode())
+
+
+def test_help_shows_an_example_of_every_command(k25):
+    assert "k25 demo" in k25("--help").stdout
+    for command in ("up", "down", "demo", "register", "index", "datasets", "stats", "browse", "plan", "batch", "train"):
+        assert "example:" in k25(command, "--help").stdout, command
+
+
+def test_the_way_from_objects_to_batches(k25, lake, register, tmp_path):
+    notes(lake)
+    register("notes", "jsonl")
+    indexed = k25("index", "notes")
+    assert indexed.returncode == 0, indexed.stderr
+    assert k25("index", "notes").stdout == indexed.stdout
+    assert json.loads(k25("datasets", "--json").stdout)[0]["num_lines"] == 200
+    assert json.loads(k25("stats", "notes", "--json").stdout)["num_lines"] == 200
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    planned = k25("plan", tmp_path / "recipe.yaml")
+    assert planned.returncode == 0, planned.stderr
+    plan = planned.stdout.splitlines()[-1]
+    assert k25("plan", "show", plan).stdout.splitlines()[-1] == plan
+    whole = k25("batch", plan, "--steps", "0:3", "--digest")
+    assert whole.returncode == 0, whole.stderr
+    lines = whole.stdout.splitlines()
+    assert len(lines) == 12
+    assert all(re.fullmatch(r"step=\d+ pack=\d+ sha256=[0-9a-f]{64}", line) for line in lines)
+    ranks = [k25("batch", plan, "--steps", "0:3", "--digest", "--rank", rank, "--num-ranks", 2) for rank in (0, 1)]
+    assert sorted(lines) == sorted(line for rank in ranks for line in rank.stdout.splitlines())
+
+
+def test_an_unknown_dataset_is_named_with_those_that_there_are(k25, lake, register):
+    notes(lake)
+    register("notes", "jsonl")
+    refused(k25("index", "nodes"), "nodes", "notes")
+
+
+def test_a_dataset_of_an_unknown_kind_is_refused_with_the_nearest(k25, lake):
+    done = k25(
+        "register", "notes", f"{lake.url}/raw/notes", "--kind", "parquett", "--licence", "MIT", "--source", "test"
+    )
+    refused(done, "parquett", "parquet")
+
+
+def test_an_empty_prefix_is_named(k25, lake, register):
+    register("nothing", "webdataset")
+    refused(k25("index", "nothing"), "raw/nothing", ".tar")
+
+
+def test_a_missing_bucket_is_named(k25, s3_environment):
+    refused(k25("datasets", K25_LAKE="s3://no-such-bucket/lake"), "no-such-bucket")
+
+
+def test_wrong_credentials_are_told_from_a_missing_bucket(k25, s3_environment):
+    refused(k25("datasets", AWS_SECRET_ACCESS_KEY="wrong" * 8), "access refused", "AWS_SECRET_ACCESS_KEY")
+
+
+def test_an_endpoint_that_nobody_serves_is_named_soon(k25, s3_environment):
+    before = time.monotonic()
+    refused(k25("datasets", AWS_ENDPOINT_URL="http://127.0.0.1:9"), "http://127.0.0.1:9")
+    assert time.monotonic() - before < 60  # not a speed: a user does not wait for minutes to hear it
+
+
+def test_no_lake_says_how_to_name_one(k25, s3_environment, monkeypatch, tmp_path):
+    from k25_pipelines import cli
+
+    monkeypatch.setattr(cli, "STATE", tmp_path)
+    monkeypatch.delenv("K25_LAKE")
+    assert cli.main(["datasets"]) == 2
+
+
+def test_a_truncated_tar_is_named_and_nothing_is_written(k25, lake, register):
+    whole = tar_of({f"{number:03}.png": picture(30, 30) for number in range(9)})
+    lake.put("raw/cut/0.tar", whole[: len(whole) // 2])
+    register("cut", "webdataset")
+    refused(k25("index", "cut"), "0.tar", "byte")
+    assert [info.key for info in lake.list("k25/")] == ["k25/datasets/cut/registration.json"]
+
+
+def test_a_broken_image_is_quarantined_with_its_reason(k25, lake, register):
+    members = {"a.png": picture(30, 30), "a.txt": b"a ramp", "b.png": picture(30, 30)[:60], "b.txt": b"half a ramp"}
+    lake.put("raw/ramps/0.tar", tar_of(members))
+    register("ramps", "webdataset")
+    indexed = k25("index", "ramps")
+    assert (indexed.returncode, "1 of 2 samples quarantined" in indexed.stderr) == (0, True)
+    facts = json.loads(k25("stats", "ramps", "--json").stdout)
+    assert (facts["num_lines"], facts["num_quarantined"]) == (2, 1)
+
+
+def test_an_annotation_for_a_missing_image_is_named(k25, lake, register):
+    lake.put("raw/boxes/one.png", picture(30, 30))
+    annotations = {
+        "images": [{"id": 1, "file_name": "one.png", "width": 30, "height": 30}],
+        "annotations": [{"id": 5, "image_id": 77, "bbox": [1, 1, 5, 5], "category_id": 1}],
+        "categories": [{"id": 1, "name": "ramp"}],
+    }
+    lake.put("raw/boxes/annotations.json", json.dumps(annotations).encode())
+    register("boxes", "images", "--annotations", f"{lake.url}/raw/boxes/annotations.json")
+    refused(k25("index", "boxes"), "77")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("notes: {weight: 1}", ["notes", "not indexed"]),
+        ("notes: {wieght: 1}", ["wieght", "weight"]),
+        ("notes: {weight: 0}", ["weight", "0"]),
+        ("notes: {weight: -3}", ["weight", "-3"]),
+    ],
+)
+def test_a_recipe_that_cannot_be_planned_says_why(k25, lake, register, tmp_path, line, said):
+    notes(lake)
+    register("notes", "jsonl")
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("notes: {weight: 1}", line))
+    refused(k25("plan", tmp_path / "recipe.yaml"), *said)
+    assert [info.key for info in lake.list("k25/plans")] == []
+
+
+def test_a_recipe_with_a_share_that_is_no_share_is_refused(k25, lake, tmp_path):
+    recipe = RECIPE.replace("blend: samples", "blend: tokens\nvision_share: 0")
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    refused(k25("plan", tmp_path / "recipe.yaml"), "vision_share", "0")
+
+
+def test_a_range_of_steps_past_the_plan_is_refused(k25, lake, register, tmp_path):
+    notes(lake)
+    register("notes", "jsonl")
+    k25("index", "notes")
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    plan = k25("plan", tmp_path / "recipe.yaml").stdout.splitlines()[-1]
+    refused(k25("batch", plan, "--steps", "6:9", "--digest"), "steps 0 to 5", "extend")
+    refused(k25("batch", "0" * 32, "--steps", "0:1"), "0" * 32)

@@ -1,0 +1,247 @@
+"""What `loader.py` promises: a step is what the plan says, on any rank, with any threads, before and after a resume."""
+
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from k25_pipelines.errors import PlanError, StoreError
+from k25_pipelines.loader import PlanLoader, step_digest
+from k25_pipelines.plan.recipe import parse_recipe
+from k25_pipelines.planning import make_plan, open_plan
+from k25_pipelines.sample.batch import pack_digest
+from k25_pipelines.sample.tokens import load_tokenizer
+from k25_pipelines.storage import memory
+from tests.sample.small_lake import PACK_TOKENS, hand_plan, new_lake
+
+ROW = ["dataset", "line", "epoch", "num_tokens"]
+
+
+@pytest.fixture(scope="module")
+def lake():
+    return new_lake()
+
+
+@pytest.fixture(scope="module")
+def plan(lake):
+    return hand_plan(lake)
+
+
+def digests(plan, lake, steps, **how):
+    with PlanLoader(plan, lake, **how) as loader:
+        return [line for step in steps for line in (loader.batch(step), loader.pack_digests(step))[1]]
+
+
+def test_a_batch_holds_the_planned_samples_at_their_places(plan, lake):
+    tokenizer = load_tokenizer("default")
+    with PlanLoader(plan, lake, threads=2) as loader:
+        for step, batch in enumerate(loader):
+            rows = plan.rows(step).to_pylist()
+            assert [[getattr(where, name) for name in ROW] for where in batch.provenance] == [
+                [row[name] for name in ROW] for row in rows
+            ]
+            assert [where.masked for where in batch.provenance] == [None] * len(rows)
+            is_pad = batch.input_ids == tokenizer.media_pad
+            assert is_pad.sum() == batch.media_slots[:, 2].sum() == sum(row["vision_tokens"] for row in rows)
+            for row, start, length in batch.media_slots.tolist():
+                assert is_pad[row, start : start + length].all()
+            assert len(batch.patches) == batch.grid_thw.prod(axis=1).sum() == sum(row["patches"] for row in rows)
+            assert (batch.grid_thw[:, 1] * batch.grid_thw[:, 2] // 4).tolist() == batch.media_slots[:, 2].tolist()
+
+
+def test_positions_restart_and_the_first_token_of_a_sample_is_not_predicted(plan, lake):
+    with PlanLoader(plan, lake, threads=2) as loader:
+        batch = loader.batch(1)
+    flat = {name: getattr(batch, name).ravel() for name in ("input_ids", "labels", "position_ids")}
+    ends = batch.cu_seqlens.tolist()
+    assert (ends[0], ends[-1], batch.cu_seqlens.dtype) == (0, batch.input_ids.size, np.int32)
+    assert set(range(0, batch.input_ids.size + 1, PACK_TOKENS)) <= set(ends)
+    for begin, end in itertools.pairwise(ends):
+        assert flat["position_ids"][begin:end].tolist() == list(range(end - begin))
+        assert flat["labels"][begin] == -100
+    predicted = flat["labels"] != -100
+    assert (flat["labels"][predicted] == flat["input_ids"][predicted]).all()
+    special = load_tokenizer("default").special
+    never = [special[name] for name in ("pad", "media_begin", "media_content", "media_pad", "media_end")]
+    assert not np.isin(flat["labels"], never).any()
+    assert np.abs(batch.patches).max() <= 1
+
+
+@pytest.mark.parametrize(("num_ranks", "threads"), [(1, 8), (2, 1), (3, 8), (4, 1), (4, 8)])
+def test_digests_depend_neither_on_ranks_nor_on_threads(plan, lake, num_ranks, threads, tmp_path):
+    steps = range(3)
+    expected = digests(plan, lake, steps, threads=1)
+    found = [
+        line
+        for rank in range(num_ranks)
+        for line in digests(
+            plan, lake, steps, rank=rank, num_ranks=num_ranks, threads=threads, cache=tmp_path if threads == 8 else None
+        )
+    ]
+    assert sorted(found) == expected
+    assert len({hexadecimal for _, _, hexadecimal in expected}) == len(expected) == 12
+
+
+def test_a_rank_without_packs_gets_an_empty_batch_of_the_same_types(plan, lake):
+    with PlanLoader(plan, lake, rank=0, num_ranks=6, threads=1) as loader:
+        empty = loader.batch(0)
+    with PlanLoader(plan, lake, threads=1) as loader:
+        full = loader.batch(0)
+    assert empty.input_ids.shape == empty.labels.shape == empty.position_ids.shape == (0, PACK_TOKENS)
+    assert (empty.patches.shape, empty.grid_thw.shape, empty.media_slots.shape) == ((0, 3, 14, 14), (0, 3), (0, 3))
+    assert (empty.cu_seqlens.tolist(), empty.provenance, empty.digests) == ([0], [], [])
+    for name in ("input_ids", "labels", "position_ids", "cu_seqlens", "patches", "grid_thw", "media_slots"):
+        assert getattr(empty, name).dtype == getattr(full, name).dtype
+
+
+def test_the_digest_of_a_pack_covers_pixels_and_every_other_field(plan, lake):
+    with PlanLoader(plan, lake, rank=0, num_ranks=4, threads=1) as loader:
+        batch = next(batch for batch in loader if len(batch.patches))
+    assert batch.digests == [pack_digest(batch)]
+    for name in ("input_ids", "labels", "position_ids", "cu_seqlens", "patches", "grid_thw", "media_slots"):
+        changed = getattr(batch, name).copy()
+        changed.flat[-1] += 1
+        assert pack_digest(dataclasses.replace(batch, **{name: changed})) != pack_digest(batch), name
+
+
+def test_the_digest_of_a_step_hashes_its_packs_in_order(plan, lake):
+    packs = [hexadecimal for _, _, hexadecimal in digests(plan, lake, [0], threads=1)]
+    assert step_digest(packs) != step_digest(packs[::-1])
+    assert len(step_digest(packs)) == 64
+
+
+@pytest.mark.parametrize("stop", [0, 1, 5])
+def test_a_resumed_loader_goes_on_with_the_next_batch(plan, lake, stop):
+    with PlanLoader(plan, lake, run="r", threads=2) as loader:
+        whole = [batch.digests for batch in loader]
+    with PlanLoader(plan, lake, run="r", threads=2) as loader:
+        for _ in range(stop):
+            next(iter(loader))
+        state = json.loads(json.dumps(loader.state_dict()))
+    with PlanLoader(plan, lake, run="r", threads=1) as resumed:
+        resumed.load_state_dict(state)
+        assert resumed.state_dict() == state
+        assert [batch.digests for batch in resumed] == whole[stop:]
+
+
+def test_a_state_is_a_few_names_and_a_step(plan, lake):
+    with PlanLoader(plan, lake, run="joint-7", threads=1) as loader:
+        loader.batch(3)
+        state = loader.state_dict()
+    assert state == {"run": "joint-7", "plan": "f" * 32, "segment": f"{1:032x}", "step": 4}
+    assert len(json.dumps(state, separators=(",", ":"))) < 200
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"plan": "e" * 32}, "state's plan is eee"),
+        ({"segment": "d" * 32}, "state's segment is ddd"),
+        ({"run": "other"}, "state's run is other"),
+        ({"step": 10**6}, "state's step is 1000000"),
+        ({"steps": 1}, "has the fields run, plan, segment, step"),
+    ],
+)
+def test_the_state_of_another_plan_is_refused_and_the_field_named(plan, lake, change, complaint):
+    with PlanLoader(plan, lake, run="r", threads=1) as loader:
+        state = {**loader.state_dict(), **change}
+        with pytest.raises(PlanError, match=complaint):
+            loader.load_state_dict(state)
+
+
+def test_a_step_beyond_the_plan_is_refused(plan, lake):
+    with PlanLoader(plan, lake, threads=1) as loader, pytest.raises(PlanError, match=f"not {plan.num_steps}"):
+        loader.batch(plan.num_steps)
+
+
+def test_a_bad_sample_is_a_masked_span_that_stays_masked_after_the_object_healed():
+    lake = new_lake()
+    plan = hand_plan(lake, augment=())
+    healthy = lake.get("raw/grounding/3.png")
+    lake.put("raw/grounding/3.png", healthy[:700].ljust(len(healthy), b"\0"))
+    lake.delete("raw/notes/b.md")
+    with PlanLoader(plan, lake, run="r", threads=2) as loader:
+        batches = list(loader)
+    masked = [
+        (where.dataset, where.line, where.masked) for batch in batches for where in batch.provenance if where.masked
+    ]
+    assert {(dataset, line) for dataset, line, _ in masked} == {("grounding", 3), ("notes", 1)}
+    assert len(masked) == 4
+    assert all("3.png" in why or "b.md" in why for _, _, why in masked)
+    for batch in batches:
+        assert len(batch.patches) == batch.grid_thw.prod(axis=1).sum()
+        for where in batch.provenance:
+            if where.masked:
+                span = np.s_[where.pack, where.start : where.start + where.num_tokens]
+                assert (batch.input_ids[span] == load_tokenizer("default").pad).all()
+                assert (batch.labels[span] == -100).all()
+                assert batch.position_ids[span].tolist() == list(range(where.num_tokens))
+    journal = [json.loads(lake.get(info.key)) for info in lake.list("k25/runs/r/bad_samples/")]
+    assert [(record["dataset"], record["line"]) for record in journal] == [("grounding", 3), ("notes", 1)]
+    lake.put("raw/grounding/3.png", healthy)
+    with PlanLoader(plan, lake, run="r", threads=2) as loader:
+        assert [batch.digests for batch in loader] == [batch.digests for batch in batches]
+    with PlanLoader(plan, lake, run="another", threads=2) as loader:
+        assert {where.line for batch in loader for where in batch.provenance if where.masked} == {1}
+
+
+def test_a_sample_longer_than_planned_is_bad():
+    lake = new_lake()
+    plan = hand_plan(lake)
+    rows = plan.steps[0].to_pylist()
+    rows[0]["num_tokens"] -= 1
+    short = dataclasses.replace(plan, steps=[plan.steps[0].from_pylist(rows, schema=plan.steps[0].schema)])
+    with PlanLoader(short, lake, threads=1) as loader:
+        (batch,) = loader
+    assert [bool(where.masked) for where in batch.provenance] == [True] + [False] * (len(rows) - 1)
+    assert "were planned" in str(batch.provenance[0].masked)
+
+
+def test_a_store_that_fails_stops_the_run_and_the_step_can_be_asked_for_again(plan, lake, monkeypatch):
+    whole = memory.MemoryStore.get_range
+    with PlanLoader(plan, lake, run="failing", threads=2) as loader:
+        with monkeypatch.context() as broken:
+            broken.setattr(memory.MemoryStore, "get_range", _refuse)
+            with pytest.raises(StoreError, match="503"):
+                loader.batch(0)
+        assert memory.MemoryStore.get_range is whole
+        batch = loader.batch(0)
+    assert [where.masked for where in batch.provenance] == [None] * len(batch.provenance)
+    assert list(lake.list("k25/runs/failing/")) == []
+
+
+def _refuse(*_):
+    raise StoreError("503 slow down")
+
+
+def test_a_plan_from_a_recipe_is_loaded_as_planned(lake):
+    recipe = {
+        "name": "small",
+        "seed": 7,
+        "pack_tokens": 512,
+        "packs_per_step": 4,
+        "steps": 4,
+        "blend": "tokens",
+        "max_image_tokens": 64,
+        "sources": {
+            "captions": {"weight": 1, "augment": ["resize", "crop", "flip", "colour", "words"]},
+            "grounding": {"weight": 1, "augment": ["crop", "flip"]},
+            "clips": {"weight": 1},
+            "wiki": {"weight": 2},
+            "long_documents": {"weight": 2},
+        },
+    }
+    plan = open_plan(lake, make_plan(lake, parse_recipe(recipe)))
+    with PlanLoader(plan.id, lake, run="small", threads=4) as loader:
+        batches = list(loader)
+        state = loader.state_dict()
+    assert len(batches) == 4
+    assert [where.masked for batch in batches for where in batch.provenance if where.masked] == []
+    assert state == {"run": "small", "plan": plan.id, "segment": plan.segment_of(3).digest, "step": 4}
+
+
+def test_the_first_pack_is_the_one_that_past_runs_saw(plan, lake):
+    """Covers order of fields, rendering, tokens, patches and colours; pixels hold for the pinned codec versions."""
+    assert digests(plan, lake, [0], threads=1)[0][2][:16] == "a06acbf89fdc80c1"

@@ -1,0 +1,45 @@
+"""What a person sees and does on the web page, in a real browser."""
+
+import pytest
+
+from tests.web.conftest import screenshots, wait_for
+
+pytestmark = pytest.mark.web
+
+
+def test_the_page_shows_every_group_of_assets(dagster_page, tab):
+    tab.goto(f"{dagster_page.url}/asset-groups", wait_until="domcontentloaded")
+    for group in ("data_layer", "plans", "pretraining", "evaluation"):
+        tab.get_by_text(group, exact=True).first.wait_for(timeout=30_000)
+
+
+def test_a_group_shows_its_assets(dagster_page, tab):
+    tab.goto(f"{dagster_page.url}/locations/k25/asset-groups/pretraining/lineage", wait_until="domcontentloaded")
+    for asset in ("vit_checkpoint", "joint_checkpoint", "run_report"):  # longer names are cut where space is short
+        tab.get_by_text(asset, exact=True).first.wait_for(timeout=30_000)
+
+
+def test_the_schedule_and_the_sensor_are_listed(dagster_page, tab):
+    tab.goto(f"{dagster_page.url}/automation", wait_until="domcontentloaded")
+    for name in ("nightly_retraining", "registered_datasets"):
+        tab.get_by_text(name, exact=True).first.wait_for(timeout=30_000)
+
+
+def test_a_click_on_materialize_makes_the_asset(dagster_page, tab, tmp_path):
+    tab.goto(f"{dagster_page.url}/assets/lake_catalog", wait_until="domcontentloaded")
+    tab.get_by_role("button", name="Materialize").first.click(timeout=30_000)
+    tab.get_by_role("button", name="Confirm").click(timeout=30_000)  # the datasets above it are not indexed yet
+    wait_for(lambda: is_catalog_made(dagster_page), "the run of lake_catalog", seconds=90)
+    tab.goto(f"{dagster_page.url}/runs", wait_until="domcontentloaded")
+    tab.get_by_text("Success").first.wait_for(timeout=30_000)
+    tab.screenshot(path=str(screenshots(tmp_path) / "runs.png"))
+    tab.goto(f"{dagster_page.url}/assets/lake_catalog?view=events", wait_until="domcontentloaded")
+    tab.get_by_text("digest", exact=True).first.wait_for(timeout=30_000)
+
+
+def is_catalog_made(page) -> bool:
+    run = page.newest_run()
+    if run is None:
+        return False
+    assert run["status"] not in ("FAILURE", "CANCELED"), run
+    return run["status"] == "SUCCESS" and run["assetSelection"] == [{"path": ["lake_catalog"]}]

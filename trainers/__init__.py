@@ -1,0 +1,1 @@
+"""Batch to checkpoint: the trainers, each a process of its own. Torch lives here; Dagster does not."""

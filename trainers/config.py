@@ -1,0 +1,196 @@
+"""What a training run is: plain data without torch. A JSON run file in, frozen dataclasses out, and back.
+
+A config's fields bear identity: they stand in the checkpoint and in its digest. Where and on what a run happens
+(store, work folder, threads) is the run file's other half and changes no digest.
+"""
+
+import difflib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+
+from k25_pipelines.keys import digest
+
+MODULES = ("vision", "projector", "language", "contrastive")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VisionConfig:
+    """Sizes of MoonViT-3D; the published one has width 1152, 27 layers, 16 heads, mlp 4304."""
+
+    width: int
+    layers: int
+    heads: int
+    mlp: int
+    table: int = 64
+    """Rows and columns of the learned position table, which is interpolated to each image's patches."""
+    patch: int = 14
+    """Side of a patch [pixels]."""
+    merge: int = 2
+    """Patches on a side that become one token."""
+    max_frames: int = 4
+    """Longest volume [frames]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LanguageConfig:
+    """Sizes of the decoder and the reach of its positions."""
+
+    width: int
+    layers: int
+    heads: int
+    mlp: int
+    vocab: int = 4096
+    tied: bool = True
+    """Whether the output head is the embedding table; the published model's is not."""
+    rope_theta: float = 50000.0
+    context: int = 1024
+    """Positions the frequencies were first trained for [tokens]."""
+    yarn_factor: float = 1.0
+    """How far YaRN stretches `context`; 1 is plain RoPE."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ContrastiveConfig:
+    """The two heads and the small text tower that compare pictures with captions in stage 1a."""
+
+    width: int
+    layers: int
+    heads: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """A whole model; without `vision` it is a language model, without `contrastive` it only predicts tokens."""
+
+    name: str
+    language: LanguageConfig
+    vision: VisionConfig | None = None
+    contrastive: ContrastiveConfig | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """One stage's run: model, data, optimizer. Loss = caption_weight * tokens + contrastive_weight * SigLIP."""
+
+    stage: str
+    model: ModelConfig
+    plan: str
+    """Id of the plan that is read from its step 0."""
+    steps: int
+    learning_rate: float
+    """Peak, reached after `warmup_steps`, then a cosine down to `final_learning_rate` times it."""
+    trainable: tuple[str, ...]
+    """Modules whose weights move; the others are frozen."""
+    seed: int = 7
+    warmup_steps: int = 0
+    final_learning_rate: float = 0.1
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    gradient_clip: float = 1.0
+    caption_weight: float = 1.0
+    contrastive_weight: float = 0.0
+    initial: dict[str, str] = field(default_factory=dict)
+    """Module -> checkpoint key (`k25/checkpoints/<run>/<step>`) its weights start from; random where absent."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints; 0: only the last step has one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """A run file: the config, and where and on what it happens."""
+
+    config: TrainConfig
+    store: str
+    """URL of the lake."""
+    run: str
+    """Name of the run; its checkpoints lie below `k25/checkpoints/<run>/`."""
+    work: str
+    """Local folder for metrics, checkpoints on their way, and caches."""
+    threads: int = 2
+    """Compute threads of one rank: pinned, since sums depend on it."""
+    stop_at: int | None = None
+    """Leave after this many steps of the config, with a checkpoint there; for tests and slices of a run."""
+
+
+def load_run(path: str | Path) -> Run:
+    """Return the run that a JSON file describes. Raises ValueError naming an unknown or missing key."""
+    return parse(Run, json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+def check_config(config: TrainConfig) -> None:
+    """Raise ValueError where the fields of a config contradict each other."""
+    present = {"language"} | ({"vision", "projector"} if config.model.vision else set())
+    present |= {"contrastive"} if config.model.contrastive else set()
+    for name in (*config.trainable, *config.initial):
+        if name not in present:
+            raise ValueError(f"config.{config.stage}: the model has no module {name!r}; it has {sorted(present)}")
+    if not config.trainable:
+        raise ValueError("config.trainable is empty: name at least one module that is trained")
+    if config.contrastive_weight and not config.model.contrastive:
+        raise ValueError("config.contrastive_weight is set, and model.contrastive is not: give its sizes")
+    if config.steps < 1:
+        raise ValueError(f"config.steps is {config.steps}; train at least one step")
+
+
+def plain(config: object) -> dict:
+    """Return a config as JSON-like data: what is written beside a checkpoint."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def parse(kind: type, data: Mapping, where: str = "") -> object:
+    """Return a frozen dataclass of `kind` from JSON-like data, strictly.
+
+    Args:
+        kind: one of the dataclasses above.
+        data: mapping of field names; a field with a default may be absent.
+        where: the path to `data`, for messages.
+
+    Raises:
+        ValueError: an unknown key (the nearest known one is named), a missing key or a wrong type.
+    """
+    types_of = typing.get_type_hints(kind)
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{where or kind.__name__} is {data!r}; expected a mapping with keys {sorted(types_of)}")
+    for key in data:
+        if key not in types_of:
+            near = difflib.get_close_matches(key, types_of, n=1) or sorted(types_of)
+            raise ValueError(f"unknown key {where}{key!s}: did you mean {', '.join(near)}?")
+    try:
+        return kind(**{key: _value(types_of[key], value, f"{where}{key}") for key, value in data.items()})
+    except TypeError:
+        missing = sorted({f.name for f in fields(kind)} - set(data) - _optional(kind))
+        raise ValueError(f"{where or kind.__name__} lacks {', '.join(missing)}") from None
+
+
+def _optional(kind: type) -> set[str]:
+    blank = kind.__dataclass_fields__
+    missing = [f for f in blank.values() if f.default is f.default_factory]  # both MISSING: the field is needed
+    return set(blank) - {f.name for f in missing}
+
+
+def _value(kind: object, value: object, where: str) -> object:
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        inner = [option for option in typing.get_args(kind) if option is not type(None)]
+        return None if value is None else _value(inner[0], value, where)
+    if is_dataclass(kind):
+        return value if isinstance(value, kind) else parse(kind, value, f"{where}.")
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(value)
+    if origin is dict and isinstance(value, Mapping):
+        return dict(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    plain_kind = origin or kind
+    if isinstance(value, plain_kind) and (plain_kind is bool or not isinstance(value, bool)):
+        return value
+    raise ValueError(f"{where} is {value!r}; expected {getattr(plain_kind, '__name__', plain_kind)}")
+
+
+def run_name(config: TrainConfig) -> str:
+    """Return the run that a config names: the same config goes on with the same run, another is another run."""
+    return f"{config.stage}-{digest(plain(config))[:12]}"
