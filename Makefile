@@ -6,7 +6,7 @@ export PYTHONUNBUFFERED := 1
 export DS_BUILD_OPS := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test exact check format ui clean
+.PHONY: help setup demo test exact bench check format ui clean
 
 help:  ## What there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -29,6 +29,9 @@ test: setup  ## Every test but the long matrices
 
 exact: setup  ## The long matrices: ranks x threads x kills
 	@$(BIN)/pytest -q -m exact
+
+bench: setup  ## Speed as ratios, against a peer in the same run; results are kept in benchmarks/results
+	@$(BIN)/k25 up --background && . .k25/env && $(BIN)/python -m benchmarks.loader
 
 check: setup  ## Lint, format, types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/basedpyright

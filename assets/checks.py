@@ -5,10 +5,10 @@ from typing import Any
 import dagster as dg
 
 from assets import evaluation, plans, pretraining
-from assets.outputs import edition_of, read_output
+from assets.outputs import checkpoint_record, edition_of, read_output
 from assets.pretraining import ASSET_OF_STAGE
 from assets.resources import LakeResource, TrainerResource
-from k25_pipelines.lineage import checkpoint_records
+from k25_pipelines.errors import CheckpointError
 from k25_pipelines.storage.store import Store
 
 MIN_FILL = 0.97
@@ -136,23 +136,22 @@ def sight_check(metrics: dict[str, Any], *, severity: dg.AssetCheckSeverity = ER
 
 def lineage_check(lake: Store, checkpoint: str) -> dg.AssetCheckResult:
     """Return whether each ancestor of `checkpoint`, and the plan of each, is in the lake."""
-    records = {record["key"]: record for record in checkpoint_records(lake)}
-    reached: dict[str, str] = {}
+    plan_of: dict[str, str] = {}
     missing: list[str] = []
     ahead = [checkpoint]
     while ahead:
         key = ahead.pop()
-        if key in reached or key in missing:
-            continue
-        if key not in records:
+        record = checkpoint_record(lake, key)
+        if record is None:
             missing.append(key)
             continue
-        reached[key] = records[key]["plan"]
-        ahead += sorted(set(records[key]["config"]["initial"].values()))
-    missing += [plan for plan in sorted(set(reached.values())) if not any(lake.list(f"k25/plans/{plan}/plan.json"))]
+        plan_of[key] = record["plan"]
+        ahead += sorted(set(record["config"]["initial"].values()) - set(plan_of) - set(missing))
+    plans = sorted(set(plan_of.values()))
+    missing += [plan for plan in plans if not any(lake.list(f"k25/plans/{plan}/plan.json"))]
     return dg.AssetCheckResult(
         passed=not missing,
-        metadata={"checkpoints": dg.MetadataValue.json(reached), "missing": dg.MetadataValue.json(missing)},
+        metadata={"checkpoints": dg.MetadataValue.json(plan_of), "missing": dg.MetadataValue.json(missing)},
     )
 
 
@@ -166,4 +165,7 @@ def _record(
     context: dg.AssetCheckExecutionContext, lake: LakeResource, trainer: TrainerResource, stage: str
 ) -> dict[str, Any]:
     checkpoint = _output(context, lake, trainer, ASSET_OF_STAGE[stage])["checkpoint"]
-    return next(record for record in checkpoint_records(lake.open()) if record["key"] == checkpoint)
+    record = checkpoint_record(lake.open(), checkpoint)
+    if record is None:
+        raise CheckpointError(f"{checkpoint} is not in the lake any more; materialise {ASSET_OF_STAGE[stage]} again")
+    return record

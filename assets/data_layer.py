@@ -21,9 +21,7 @@ from k25_pipelines.catalog.registry import (
 )
 from k25_pipelines.catalog.statistics import statistics
 from k25_pipelines.errors import ObjectNotFoundError
-from k25_pipelines.gallery import contact_sheet, sample_lines
 from k25_pipelines.keys import digest
-from k25_pipelines.sample.lengths import text_lengths
 from k25_pipelines.sample.tokens import load_tokenizer
 from k25_pipelines.storage.store import Store
 
@@ -86,6 +84,8 @@ def dataset_manifest(context: dg.AssetExecutionContext, lake: LakeResource) -> d
 )
 def dataset_lengths(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
     """How many text tokens each sample has under the tokenizer and profile of the recipes."""
+    from k25_pipelines.sample.lengths import text_lengths  # loads the codecs, which the definitions do without
+
     objects, name = lake.open(), context.partition_key
     manifest, tokenizer = load_manifest(objects, name), load_tokenizer("default", objects)
     lengths = text_lengths(objects, manifest, tokenizer, PROFILE, progress=_log_progress(context))
@@ -181,6 +181,8 @@ def _quarantine_check(facts: dict) -> dg.AssetCheckResult:
 
 def sample_pictures(lake: Store, manifest: Manifest) -> bytes:
     """Return a sheet of samples spread over a dataset, with their boxes; empty for text."""
+    from k25_pipelines.gallery import contact_sheet, sample_lines  # loads the codecs, which the definitions do without
+
     if not manifest.media_table()["num_media"].any():
         return b""
     return contact_sheet(lake, manifest, sample_lines(manifest, SHOWN_SAMPLES))

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from assets import processes
 from assets.instance import add_datasets, open_instance
-from assets.outputs import MAIN, NotMadeError, read_output, run_records
+from assets.outputs import MAIN, NotMadeError, checkpoint_record, read_output
 from assets.reporting import in_words
 from assets.resources import dagster_home, lake_from_env, trainer_from_env
 from k25_pipelines.errors import K25Error
@@ -170,13 +170,9 @@ def summary(lake: Store) -> str:
 def _stage_records(lake: Store, scale: str) -> list[tuple[str, dict[str, Any]]]:
     from assets.pretraining import ASSET_OF_STAGE
 
-    made = {stage: read_output(lake, asset, scale=scale, edition=MAIN) for stage, asset in ASSET_OF_STAGE.items()}
-    return [
-        (stage, record)
-        for stage, output in made.items()
-        for record in run_records(lake, output["run"])
-        if record["key"] == output["checkpoint"]
-    ]
+    keys = {stage: read_output(lake, asset, scale=scale, edition=MAIN) for stage, asset in ASSET_OF_STAGE.items()}
+    found = {stage: checkpoint_record(lake, output["checkpoint"]) for stage, output in keys.items()}
+    return [(stage, record) for stage, record in found.items() if record]
 
 
 def _evaluation_lines(lake: Store, scale: str) -> list[str]:

@@ -46,11 +46,12 @@ def read_output(lake: Store, asset: str, *, scale: str, edition: str) -> dict[st
     raise NotMadeError(f"{asset} (scale {scale}, edition {edition}) has not been made; materialise it first")
 
 
-def run_records(lake: Store, run: str) -> list[dict[str, Any]]:
-    """Return the records of a run's published checkpoints with their `key`, by step."""
-    keys = [info.key for info in lake.list(f"k25/checkpoints/{run}/") if info.key.endswith("/record.json")]
-    records = [{"key": key.removesuffix("/record.json"), **json.loads(lake.get(key))} for key in keys]
-    return sorted(records, key=lambda record: record["step"])
+def checkpoint_record(lake: Store, key: str) -> dict[str, Any] | None:
+    """Return the record of the checkpoint under `key`, with its `key`; None if it is not published."""
+    try:
+        return {"key": key, **json.loads(lake.get(f"{key}/record.json"))}
+    except ObjectNotFoundError:
+        return None
 
 
 def _key(asset: str, scale: str, edition: str) -> str:

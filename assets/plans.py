@@ -1,6 +1,6 @@
 """Plans as assets: which samples, under which draws, fill which pack of which step of each stage."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import numpy as np
@@ -13,8 +13,10 @@ from assets.resources import LakeResource, TrainerResource
 from k25_pipelines.keys import digest, random_key
 from k25_pipelines.plan.recipe import parse_recipe
 from k25_pipelines.plan.segment import PLAN_VERSION
-from k25_pipelines.planning import Plan, make_plan, open_plan
 from trainers.recipes import stage_recipe
+
+if TYPE_CHECKING:
+    from k25_pipelines.planning import Plan
 
 GROUP = "plans"
 COMMON: dict[str, Any] = {
@@ -67,6 +69,8 @@ def plan_stage(
     context: dg.AssetExecutionContext, lake: LakeResource, trainer: TrainerResource, stage: str
 ) -> dg.MaterializeResult:
     """Plan a stage from the lake's current datasets; an unchanged plan is found, not made again."""
+    from k25_pipelines.planning import make_plan, open_plan  # loads the codecs, which the definitions do without
+
     objects, edition = lake.open(), edition_of(context)
     recipe = parse_recipe(edition_recipe(stage, scale=trainer.scale, edition=edition))
     plan = open_plan(objects, make_plan(objects, recipe))
@@ -102,7 +106,7 @@ def edition_seed(edition: str) -> int:
     return random_key("edition", edition) >> 33
 
 
-def step_table(plan: Plan) -> dict[str, np.ndarray]:
+def step_table(plan: "Plan") -> dict[str, np.ndarray]:
     """Return fill and vision share of each step of a plan, float64 [steps]."""
     capacity = plan.recipe.pack_tokens * plan.recipe.packs_per_step
     tokens, vision = np.zeros(plan.num_steps), np.zeros(plan.num_steps)

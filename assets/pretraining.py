@@ -9,7 +9,7 @@ import dagster as dg
 from assets import plans
 from assets.data_layer import DEMO
 from assets.launcher import run_trainer
-from assets.outputs import MAIN, edition_of, read_output, run_records, write_output
+from assets.outputs import MAIN, checkpoint_record, edition_of, read_output, write_output
 from assets.pictures import curves
 from assets.reporting import materialized, picture, table
 from assets.resources import LakeResource, TrainerResource
@@ -109,8 +109,8 @@ def edition_config(lake: Store, stage: str, *, scale: str, edition: str) -> Trai
 
 def finished_record(lake: Store, run: str, config: TrainConfig) -> dict[str, Any] | None:
     """Return the record of the run's last step, if it is published and was made by the same config."""
-    records = [record for record in run_records(lake, run) if record["step"] == config.steps]
-    return next((record for record in records if record["config"] == plain(config)), None)
+    record = checkpoint_record(lake, f"k25/checkpoints/{run}/{config.steps:08d}")
+    return record if record and record["config"] == plain(config) else None
 
 
 def record_metadata(record: Mapping[str, Any]) -> dict[str, Any]:

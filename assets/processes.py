@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,6 +40,8 @@ def marked_processes(run_file: Path) -> list[psutil.Process]:
 def stop_marked(run_file: Path, *, grace_seconds: float) -> list[int]:
     """Stop every process that carries the mark of `run_file`: ask first, kill after the grace.
 
+    Processes are looked for, not waited for: who started one still gets its exit code.
+
     Args:
         run_file: absolute path of the trainer's run file.
         grace_seconds: how long a trainer may take to leave by itself [s]; 0 kills at once.
@@ -50,13 +52,13 @@ def stop_marked(run_file: Path, *, grace_seconds: float) -> list[int]:
     stopped = marked_processes(run_file)
     if grace_seconds > 0:
         _signal_all(stopped, psutil.Process.terminate)
-        psutil.wait_procs(stopped, timeout=grace_seconds)
+        wait_until(lambda: not marked_processes(run_file), timeout_seconds=grace_seconds)
     for _ in range(20):  # a killed torchrun may have started a rank a moment before
         alive = marked_processes(run_file)
         if not alive:
             break
         _signal_all(alive, psutil.Process.kill)
-        psutil.wait_procs(alive, timeout=1)
+        wait_until(lambda: not marked_processes(run_file), timeout_seconds=1)
     return sorted(process.pid for process in stopped)
 
 
@@ -106,7 +108,7 @@ def forget_process(folder: Path, run_id: str) -> None:
     (folder / f"{run_id}.json").unlink(missing_ok=True)
 
 
-def wait_until(condition, *, timeout_seconds: float, every_seconds: float = 0.1) -> bool:
+def wait_until(condition: Callable[[], bool], *, timeout_seconds: float, every_seconds: float = 0.1) -> bool:
     """Return whether `condition()` became true within the time."""
     deadline = time.monotonic() + timeout_seconds
     while not condition():
@@ -124,7 +126,7 @@ def _is_alive(record: dict) -> bool:
         return False
 
 
-def _signal_all(processes: list[psutil.Process], send) -> None:
+def _signal_all(processes: list[psutil.Process], send: Callable[[psutil.Process], None]) -> None:
     for process in processes:
         try:
             send(process)

@@ -5,14 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from assets.data_layer import sample_pictures
-from assets.outputs import MAIN, NotMadeError, read_output
+from assets.outputs import MAIN, NotMadeError, checkpoint_record, read_output
 from assets.pictures import bars, curves
 from assets.plans import step_table
 from assets.pretraining import ASSET_OF_STAGE
 from assets.reporting import data_url, in_words
 from k25_pipelines.catalog.registry import dataset_names, load_manifest
-from k25_pipelines.lineage import checkpoint_records
-from k25_pipelines.planning import open_plan
 from k25_pipelines.storage.store import Store
 
 STYLE = """
@@ -56,7 +54,7 @@ def _record(lake: Store, stage: str, scale: str, edition: str) -> dict[str, Any]
         checkpoint = read_output(lake, ASSET_OF_STAGE[stage], scale=scale, edition=edition)["checkpoint"]
     except NotMadeError:
         return None
-    return next((record for record in checkpoint_records(lake) if record["key"] == checkpoint), None)
+    return checkpoint_record(lake, checkpoint)
 
 
 def _stages(records: Mapping[str, Mapping[str, Any]]) -> str:
@@ -83,6 +81,8 @@ def _losses(records: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _plans(lake: Store, records: Mapping[str, Mapping[str, Any]]) -> str:
+    from k25_pipelines.planning import open_plan  # loads the codecs, which the definitions do without
+
     plans = {stage: open_plan(lake, record["plan"]) for stage, record in records.items()}
     return _pictures(
         curves(step_table(plan), title=stage, unit="share", level=plan.recipe.vision_share)

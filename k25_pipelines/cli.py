@@ -185,7 +185,9 @@ def _dataset_commands(commands) -> None:
     index.add_argument("name")
     index.add_argument("--threads", type=int, default=8)
 
-    datasets = _command(commands, "datasets", _datasets, purpose="list the datasets of the lake", example="k25 datasets")
+    datasets = _command(
+        commands, "datasets", _datasets, purpose="list the datasets of the lake", example="k25 datasets"
+    )
     datasets.add_argument("--json", action="store_true")
     stats = _command(commands, "stats", _stats, purpose="what a dataset looks like", example="k25 stats web --json")
     stats.add_argument("name")
@@ -334,7 +336,9 @@ def _plan(options: argparse.Namespace) -> None:
         case [recipe]:
             with progress_bar("plan") as progress:
                 chosen = planning.read_recipe(Path(recipe))
-                plan = planning.open_plan(lake, planning.make_plan(lake, chosen, steps=options.steps, progress=progress))
+                plan = planning.open_plan(
+                    lake, planning.make_plan(lake, chosen, steps=options.steps, progress=progress)
+                )
         case _:
             raise K25Error(f"plan takes RECIPE.yaml or `show PLAN`, not {' '.join(options.words)!r}")
     facts = plan.summary()

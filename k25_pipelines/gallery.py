@@ -1,7 +1,8 @@
-"""Pages for the eye: samples of a dataset, or of a training step, as stored and as the model sees them. Lake in, HTML out."""
+"""Pages for the eye: samples of a dataset or a step, as stored and as the model sees them. Lake in, HTML out."""
 
 import html
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -30,17 +31,26 @@ WORDS_SHOWN = 280
 STRIP_FRAMES = 4
 """Frames shown of a video."""
 
+STEP_LEGEND = """<p class=faint>A bar is a pack, a block a sample as wide as its tokens, blue where it has media.
+Grey words are not predicted.</p>"""
 STYLE = """
-:root { color-scheme: light dark; --line: #8884; --faint: #888; --vision: #4363d8; --target: #3cb44b; --pad: #bbb6; }
+:root { color-scheme: light dark; --line: #8884; --faint: #888; --vision: #4363d8; --pad: #bbb6; }
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; } .faint { color: var(--faint); font-size: .85em; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: .8rem; }
-.card { border: 1px solid var(--line); border-radius: .5rem; padding: .6rem; overflow: hidden; overflow-wrap: anywhere; }
-.card img { display: inline-block; max-width: 100%; margin: 0 .3rem .3rem 0; vertical-align: top; image-rendering: auto; }
-.pair { display: flex; gap: .5rem; } .pair figure { margin: 0; } figcaption { color: var(--faint); font-size: .75em; }
-.pack { display: flex; height: 1.5rem; border-radius: .3rem; overflow: hidden; background: var(--pad); margin: .2rem 0; }
-.pack span { border-right: 1px solid #fff8; background: #88c; } .pack .media { background: var(--vision); }
-.masked { color: var(--faint); } table { border-collapse: collapse; } td, th { text-align: left; padding: .1rem .8rem .1rem 0; }
+h1 { font-size: 1.5rem; }
+h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
+td, th { text-align: left; padding: .1rem .8rem .1rem 0; }
+.faint { color: var(--faint); font-size: .85em; }
+.cards { display: grid; align-items: start; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: .8rem; }
+.card { border: 1px solid var(--line); border-radius: .5rem; padding: .6rem; overflow-wrap: anywhere; }
+.card img { max-width: 100%; margin: 0 .3rem .3rem 0; vertical-align: top; }
+.pair { display: flex; flex-wrap: wrap; gap: .5rem; }
+figure { margin: 0; max-width: 100%; }
+figcaption { color: var(--faint); font-size: .75em; }
+.pack { display: flex; height: 1.5rem; margin: .2rem 0; border-radius: .3rem; overflow: hidden; }
+.pack { background: var(--pad); }
+.pack span { border-right: 1px solid #fff8; background: #88c; }
+.pack .media { background: var(--vision); }
+.masked { color: var(--faint); }
 """
 
 
@@ -54,7 +64,11 @@ def dataset_page(lake: Store, name: str, *, num_samples: int = 24, progress: Pro
         if progress:
             progress(done + 1, len(lines), f"{name}:{line}")
     facts = statistics(manifest)
-    told = "".join(f"<tr><th>{name}<td>{value:,}" for name, value in facts.items() if isinstance(value, int))
+    told = "".join(
+        f"<tr><th>{name.removeprefix('num_').replace('_', ' ')}<td>{value:,}"
+        for name, value in facts.items()
+        if isinstance(value, int) and value
+    )
     body = f"<table>{told}</table><h2>{len(lines)} samples</h2><div class=cards>{''.join(cards)}</div>"
     return _page(f"{name}@{manifest.digest[:12]}", body)
 
@@ -69,19 +83,18 @@ def step_page(lake: Store, plan_id: str, *, step: int, progress: Progress | None
     manifests = {name: load_manifest(lake, name, digest) for name, digest in plan.datasets.items()}
     stores = {name: open_store(manifest.uri) for name, manifest in manifests.items()}
     sections = []
-    for pack, ids in enumerate(batch.input_ids):
+    for pack in range(len(batch.input_ids)):
         inside = [(row, sample) for row, sample in zip(rows, batch.provenance, strict=True) if sample.pack == pack]
         cards = []
         for row, sample in inside:
-            raw = _raw(manifests[sample.dataset], sample.line, stores[sample.dataset]) if row["media"] and not sample.masked else None
+            shown = row["media"] and not sample.masked
+            raw = _raw(manifests[sample.dataset], sample.line, stores[sample.dataset]) if shown else None
             cards.append(_seen_card(raw, row, sample, batch, tokenizer))
-        sections.append(
-            f"<h2>pack {pack}</h2>{_pack_map([row for row, _ in inside], len(ids))}<div class=cards>{''.join(cards)}</div>"
-        )
+        blocks = _pack_map([row for row, _ in inside], plan.recipe.pack_tokens)
+        sections.append(f"<h2>pack {pack}</h2>{blocks}<div class=cards>{''.join(cards)}</div>")
         if progress:
             progress(pack + 1, len(batch.input_ids), f"pack {pack}")
-    legend = "<p class=faint>blue: vision tokens; grey words are not predicted; the end of a bar is padding</p>"
-    return _page(f"step {step} of plan {plan.id[:12]} ({plan.recipe.name})", legend + "".join(sections))
+    return _page(f"step {step} of plan {plan.id[:12]} ({plan.recipe.name})", STEP_LEGEND + "".join(sections))
 
 
 def sample_lines(manifest: Manifest, num_samples: int) -> list[int]:
@@ -134,7 +147,9 @@ def _stored_card(manifest: Manifest, line: int, store: Store) -> str:
 def _seen_card(raw: RawSample | None, row: dict, sample: Provenance, batch: Batch, tokenizer: Tokenizer) -> str:
     name = f"{sample.dataset}:{sample.line}, epoch {sample.epoch}, {sample.num_tokens} tokens"
     if sample.masked:
-        return f"<div class=card><p class=masked>masked: {html.escape(sample.masked)}</p><p class=faint>{name}</p></div>"
+        return (
+            f"<div class=card><p class=masked>masked: {html.escape(sample.masked)}</p><p class=faint>{name}</p></div>"
+        )
     figures = ""
     if raw is not None:
         figures = _figure("as stored", stored_pictures(raw, side=150)[:1])
@@ -164,7 +179,7 @@ def _marked_words(sample: Provenance, batch: Batch, tokenizer: Tokenizer) -> str
     ids, is_target = ids[words], labels[words] >= 0
     edges = [0, *(np.flatnonzero(np.diff(is_target)) + 1).tolist(), len(ids)]
     told = []
-    for first, end in zip(edges[:-1], edges[1:], strict=True):
+    for first, end in pairwise(edges):
         text = html.escape(_shortened(tokenizer.decode(ids[first:end])))
         told.append(text if first < end and is_target[first] else f"<span class=masked>{text}</span>")
     return "".join(told)

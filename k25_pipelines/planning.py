@@ -22,6 +22,7 @@ from k25_pipelines.plan.planner import first_start, plan_segments
 from k25_pipelines.plan.recipe import Recipe, parse_recipe, recipe_dict, source_names
 from k25_pipelines.plan.segment import PLAN_VERSION, SCHEMA, Segment, plan_id, segment_digest, table_digest
 from k25_pipelines.plan.source import SourceTable
+from k25_pipelines.plan.summary import plan_summary
 from k25_pipelines.sample.lengths import text_lengths
 from k25_pipelines.sample.tokens import Tokenizer, load_tokenizer, publish_tokenizer
 from k25_pipelines.storage.store import Store
@@ -81,7 +82,11 @@ class Plan:
 
     def summary(self) -> dict[str, Any]:
         """Return what the plan amounts to: counts, fill, vision share and its spread, epochs of each source."""
-        return _summary(self)
+        segments = (
+            (_read_header(self.store, self.id, number, info), self._table(number))
+            for number, info in enumerate(self.segments)
+        )
+        return plan_summary(segments, num_steps=self.num_steps, pack_tokens=self.recipe.pack_tokens)
 
     def _number(self, step: int) -> int:
         if not 0 <= step < self.num_steps:
@@ -225,43 +230,6 @@ def source_table(
         licences=counts,
         **({name: media[name] for name in ("width", "height", "frames", "fps")} if has_media else {}),
     )
-
-
-def _summary(plan: Plan) -> dict[str, Any]:
-    """Return what all segments amount to, read one after the other."""
-    tokens, vision, packs = (np.zeros(plan.num_steps, dtype=np.int64) for _ in range(3))
-    samples: dict[str, int] = dict.fromkeys(plan.datasets, 0)
-    worst, refused = 0.0, dict.fromkeys(plan.datasets, 0)
-    lines: dict[str, int] = {}
-    for number, info in enumerate(plan.segments):
-        header, table = _read_header(plan.store, plan.id, number, info), plan._table(number)
-        step = table["step"].to_numpy()
-        np.add.at(tokens, step, table["num_tokens"].to_numpy())
-        np.add.at(vision, step, table["vision_tokens"].to_numpy())
-        np.maximum.at(packs, step, table["pack"].to_numpy() + 1)
-        whole_or_first = table.filter(pa.array(table["token_start"].to_numpy() == 0))
-        for entry in whole_or_first["dataset"].cast(pa.string()).value_counts().to_pylist():
-            samples[entry["values"]] += entry["counts"]
-        worst = max(worst, header["report"]["worst_debt_tokens"])
-        for name, count in header["report"]["refused"].items():
-            refused[name] += count
-        lines = {name: facts["num_lines"] for name, facts in header["datasets"].items()}
-    share = vision / np.maximum(1, tokens)
-    return {
-        "num_steps": plan.num_steps,
-        "num_packs": int(packs.sum()),
-        "samples": sum(samples.values()),
-        "tokens": int(tokens.sum()),
-        "vision_tokens": int(vision.sum()),
-        "fill": float(tokens.sum() / (packs.sum() * plan.recipe.pack_tokens)),
-        "vision_share": float(vision.sum() / max(1, tokens.sum())),
-        "vision_share_std": float(share.std()),
-        "worst_debt_tokens": worst,
-        "refused": sum(refused.values()),
-        "refused_samples": {name: count for name, count in refused.items() if count},
-        "samples_of_source": samples,
-        "epochs": {name: count / max(1, lines[name]) for name, count in samples.items()},
-    }
 
 
 def _write_plan(

@@ -71,16 +71,16 @@ class Training:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
-    def keys(self) -> list[str]:
+    def objects(self) -> list[str]:
         return [info.key for info in self.lake.list(f"k25/checkpoints/{self.run}/")]
 
     def records(self) -> list[dict]:
-        return [json.loads(self.lake.get(key)) for key in self.keys() if key.endswith("/record.json")]
+        return [json.loads(self.lake.get(key)) for key in self.objects() if key.endswith("/record.json")]
 
     def last_metrics(self) -> list[dict]:
         """The steps' metrics as the last checkpoint holds them."""
-        newest = max(key for key in self.keys() if key.endswith("/record.json")).removesuffix("record.json")
-        name = next(key for key in self.keys() if key.startswith(newest) and key.endswith(".jsonl"))
+        newest = max(key for key in self.objects() if key.endswith("/record.json")).removesuffix("record.json")
+        name = next(key for key in self.objects() if key.startswith(newest) and key.endswith(".jsonl"))
         return [json.loads(line) for line in self.lake.get(name).splitlines()]
 
 
@@ -90,8 +90,8 @@ def one_checkpoint(training: Training) -> bool:
 
 def a_save_under_way(training: Training) -> bool:
     """Files of a second checkpoint are in the store, its record is not."""
-    steps = {key.split("/")[3] for key in training.keys()}
-    published = {key.split("/")[3] for key in training.keys() if key.endswith("/record.json")}
+    steps = {key.split("/")[3] for key in training.objects()}
+    published = {key.split("/")[3] for key in training.objects() if key.endswith("/record.json")}
     return len(published) >= 1 and bool(steps - published)
 
 

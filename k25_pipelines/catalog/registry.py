@@ -1,15 +1,17 @@
 """Names to versions: registrations and manifests in the lake; a dataset version exists when its number is written."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib import import_module
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
 
 from k25_pipelines.catalog.manifest import (
     SCHEMA,
+    Line,
     Manifest,
     chunk_lines,
     lines_table,
@@ -112,7 +114,7 @@ def index_dataset(lake: Store, name: str, *, threads: int = 4, progress: Progres
         threads=threads,
         progress=progress,
     )
-    table = _appended(previous, kind.scan(job))
+    table = _appended(previous, kind.scan(job), name=name)
     if not table.num_rows:
         raise DatasetError(f"{name}: the objects below {registered.uri} hold no samples; check the URI and the kind")
     size = previous.chunk_lines if previous else chunk_lines(table)
@@ -174,14 +176,14 @@ def _objects(store: Store, registered: Registration, kind) -> dict[str, ObjectIn
     return found
 
 
-def _appended(previous: Manifest | None, lines) -> pa.Table:
-    tables, batch = [previous.table if previous else SCHEMA.empty_table()], []
-    for line in lines:
-        batch.append(line)
-        if len(batch) == BATCH_LINES:
+def _appended(previous: Manifest | None, lines: Iterator[Line], *, name: str) -> pa.Table:
+    tables = [previous.table if previous else SCHEMA.empty_table()]
+    try:
+        while batch := list(islice(lines, BATCH_LINES)):
             tables.append(lines_table(batch))
-            batch = []
-    return pa.concat_tables([*tables, lines_table(batch)])
+    except UnicodeEncodeError as error:
+        raise DatasetError(f"{name}: {error.object!a} is not Unicode; write whole characters") from error
+    return pa.concat_tables(tables)
 
 
 def _publish(lake: Store, registered: Registration, manifest: Manifest, *, parent: Manifest | None) -> None:

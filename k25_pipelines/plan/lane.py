@@ -103,6 +103,7 @@ def refill(lane: Lane, recipe: Recipe, streams: Sequence[Stream], *, lanes: int,
         packs_per_step=recipe.packs_per_step // lanes,
         max_patches=recipe.max_patches_per_pack,
         max_media=recipe.max_images_per_pack,
+        vision_share=lane.blend.share,
     )
     if not lane.dry:
         rows = _draw_samples(lane, recipe, streams, lanes=lanes, rule=rule, refusals=refusals)
@@ -169,6 +170,8 @@ def _draw_samples(
 def _wants_more(lane: Lane, recipe: Recipe, rule: PackRule, *, num_items: int, num_tokens: int) -> bool:
     """Whether the window has room: for samples, for two steps' tokens, or to settle after a change.
 
+    It does not close while vision is behind, say after a very long text: every window holds the share.
+
     Raises:
         RecipeError: vision falls ever further behind, so that no order meets the share.
     """
@@ -183,7 +186,9 @@ def _wants_more(lane: Lane, recipe: Recipe, rule: PackRule, *, num_items: int, n
             f"recipe {recipe.name}: vision_share {recipe.vision_share} cannot be met: its multimodal samples "
             "have a smaller share of vision tokens themselves; lower it, or take samples with less text"
         )
-    return num_items < recipe.pack_window or num_tokens < 2 * rule.packs_per_step * rule.capacity
+    if num_items < recipe.pack_window or num_tokens < 2 * rule.packs_per_step * rule.capacity:
+        return True
+    return blend.vision_debt > 0
 
 
 def _dry(lane: Lane, recipe: Recipe, streams: Sequence[Stream]) -> str:

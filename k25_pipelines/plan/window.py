@@ -1,6 +1,7 @@
 """The samples of a window -> packs that leave it, in order, and samples that are carried to the next."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
@@ -10,6 +11,10 @@ from k25_pipelines.plan.permutation import permute
 
 FULL_PERCENT = 98
 """A pack this full leaves its window."""
+SHARE_PERCENT = 2
+"""What leaves a window may be this far off the vision share, relative to it, before less full packs leave too."""
+LEAST_PERCENT = 50
+"""A pack that leaves for the sake of the share is at least this full."""
 MOST_CARRIES = 4
 """A sample carried this often takes its pack along, however full that is."""
 
@@ -28,6 +33,8 @@ class PackRule:
     """Packs this lane gives to each step."""
     max_patches: int | None = None
     max_media: int | None = None
+    vision_share: Fraction | None = None
+    """Vision tokens over all tokens, of what leaves a window."""
 
 
 def split_texts(items: np.ndarray, capacity: int) -> np.ndarray:
@@ -46,13 +53,15 @@ def pack_window(
     """Return the packs that leave the window, in the order they are trained on, and the samples that stay.
 
     Packs at least FULL_PERCENT full leave, in multiples of the lane's packs per step, and with
-    them any pack with a sample carried MOST_CARRIES times. At least one step's packs leave
-    where there are so many. The order is stratified by patches: of the packs sorted by patches
-    each step gets one of every stratum, so that heavy and light packs are spread evenly.
+    them any pack with a sample carried MOST_CARRIES times, and the fullest of the others that
+    bring the leaving packs to the vision share: what is hard to fill must not be put off. At
+    least one step's packs leave where there are so many. The order is keyed and stratified by
+    patches: of the packs sorted by patches each step gets one of every stratum, so that all
+    steps are about equally heavy.
 
     Args:
         items: ITEM [n], carried ones first.
-        rule: capacity and limits.
+        rule: capacity, limits and share.
         key: names the order.
         last: no samples follow, so packs leave as they are.
     """
@@ -60,40 +69,62 @@ def pack_window(
     pack_of, num_packs = pack_within(
         items["tokens"], rule.capacity, [(amounts, most) for amounts, most in limits if most is not None]
     )
-    fill = np.bincount(pack_of, weights=items["tokens"], minlength=num_packs).astype(np.int64)
-    patches = np.bincount(pack_of, weights=items["patches"], minlength=num_packs).astype(np.int64)
+    fill, vision, patches = (
+        np.bincount(pack_of, weights=items[name], minlength=num_packs).astype(np.int64)
+        for name in ("tokens", "vision", "patches")
+    )
     spent = np.bincount(pack_of, weights=items["carries"] >= MOST_CARRIES, minlength=num_packs) > 0
-    full = fill * 100 >= rule.capacity * FULL_PERCENT
-    ranking = np.lexsort((np.arange(num_packs), -fill, ~full, ~spent))
-    num_leaving = _num_leaving(int(spent.sum()), int((full | spent).sum()), num_packs, rule.packs_per_step)
-    if last:
-        num_leaving = num_packs // rule.packs_per_step * rule.packs_per_step
-    leaving = _stratified(np.sort(ranking[:num_leaving]), patches, rule.packs_per_step, key)
+    ready = spent | (fill * 100 >= rule.capacity * FULL_PERCENT) | last
+    leaving = _stratified(_leaving(ready, spent, fill, vision, rule), patches, rule.packs_per_step, key)
     by_pack = np.argsort(pack_of, kind="stable")
     starts = np.searchsorted(pack_of[by_pack], np.arange(num_packs + 1))
     packs = [items[by_pack[starts[number] : starts[number + 1]]] for number in leaving.tolist()]
-    stays = ~np.isin(pack_of, leaving)
-    carried = items[stays]
+    carried = items[~np.isin(pack_of, leaving)]
     carried["carries"] += 1
     return packs, carried
 
 
-def _num_leaving(num_spent: int, num_ready: int, num_packs: int, packs_per_step: int) -> int:
-    """Return how many packs leave: whole steps' worth, all the spent ones, and at least one step's."""
-    steps = max(1, num_ready // packs_per_step, -(-num_spent // packs_per_step))
-    return min(steps, num_packs // packs_per_step) * packs_per_step
+def _leaving(ready: np.ndarray, spent: np.ndarray, fill: np.ndarray, vision: np.ndarray, rule: PackRule) -> np.ndarray:
+    """Return the numbers of the packs that leave: those that are ready, balanced and cut to whole steps."""
+    leaves = ready.copy()
+    share = rule.vision_share or Fraction(0)
+    lack = share.numerator * fill - share.denominator * vision * bool(share)  # vision a pack lacks, times a constant
+    total = int(lack[leaves].sum())
+    fullest = np.argsort(-fill, kind="stable")
+    others = fullest[~leaves[fullest] & (fill[fullest] * 100 >= rule.capacity * LEAST_PERCENT)]
+    for number in others.tolist():
+        off_share = abs(total) * 100 > SHARE_PERCENT * share.numerator * int(fill[leaves].sum())
+        if off_share and abs(total + int(lack[number])) < abs(total):
+            leaves[number] = True
+            total += int(lack[number])
+    wanted = max(int(leaves.sum()), rule.packs_per_step) // rule.packs_per_step
+    wanted = max(wanted, -(-int(spent.sum()) // rule.packs_per_step))
+    wanted = min(wanted, len(fill) // rule.packs_per_step) * rule.packs_per_step
+    while (num_leaving := int(leaves.sum())) != wanted:
+        sign = 1 if num_leaving < wanted else -1
+        candidates = np.flatnonzero(~leaves if sign > 0 else leaves & ~spent)
+        candidates = candidates if candidates.size else np.flatnonzero(leaves)
+        best = np.lexsort((candidates, -sign * fill[candidates], abs(total + sign * lack[candidates])))[0]
+        leaves[candidates[best]] = sign > 0
+        total += sign * int(lack[candidates[best]])
+    return np.flatnonzero(leaves)
 
 
 def _stratified(packs: np.ndarray, patches: np.ndarray, packs_per_step: int, key: int) -> np.ndarray:
-    """Return the packs in a keyed order in which every step gets one pack of each stratum of patches."""
+    """Return the packs in a keyed order in which every step gets one pack of each stratum of patches.
+
+    From the heaviest stratum down, the step that has the fewest patches so far gets the heaviest
+    pack of the stratum; ties, the order of the steps and of the packs in a step go by the key.
+    """
     num_steps = len(packs) // packs_per_step
     heaviest = packs[np.argsort(-patches[packs], kind="stable")].reshape(packs_per_step, num_steps)
-    places = np.arange(num_steps)
-    strata = [
-        stratum[permute(places, num_steps, random_key("stratum", key, number))]
-        for number, stratum in enumerate(heaviest)
-    ]
-    steps = np.stack(strata, axis=1) if strata else heaviest.T
+    steps = np.empty((num_steps, packs_per_step), dtype=np.int64)
+    load = np.zeros(num_steps, dtype=np.int64)
+    for number, stratum in enumerate(heaviest):
+        tie = permute(np.arange(num_steps), num_steps, random_key("stratum", key, number))
+        needy = np.lexsort((tie, load))
+        steps[needy, number] = stratum
+        load[needy] += patches[stratum]
     places = np.arange(packs_per_step)
     for number, step in enumerate(steps):
         steps[number] = step[permute(places, packs_per_step, random_key("step", key, number))]

@@ -94,6 +94,8 @@ class LocalStore:
             below = os.path.relpath(folder, self.root)
             for name in names:
                 key = name if below == "." else f"{below}/{name}"
+                if key != key.encode("utf-8", "replace").decode():
+                    raise StoreError(f"{self.url}/{key!a}: the file's name is not UTF-8; rename it")
                 if key.startswith(prefix) and not name.startswith(TEMPORARY_PREFIX):
                     yield key
 

@@ -6,6 +6,8 @@ from typing import TypeVar
 import botocore.exceptions as botocore_errors
 from boto3.session import Session
 from botocore.config import Config
+from botocore.loaders import create_loader
+from botocore.session import get_session
 
 from k25_pipelines.errors import ObjectExistsError, ObjectNotFoundError, StoreError
 from k25_pipelines.storage.store import ObjectInfo, checked_key, checked_length
@@ -27,6 +29,8 @@ _UNREACHED = (
 )
 _BROKEN_OFF = (botocore_errors.HTTPClientError, botocore_errors.IncompleteReadError)
 
+_LOADER = create_loader()
+"""Keeps the service's description, which is slow to read, for every client; credentials are read anew for each."""
 Answer = TypeVar("Answer")
 
 
@@ -170,7 +174,9 @@ class S3Store:
 
 
 def _client():
-    session = Session()
+    core = get_session()
+    core.register_component("data_loader", _LOADER)
+    session = Session(botocore_session=core)
     settings = Config(
         retries={"total_max_attempts": 1},  # retries live in throttle.py
         request_checksum_calculation="when_required",

@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ with warnings.catch_warnings():  # pydantic and Dagster deprecate each other's n
     warnings.simplefilter("ignore")
     import dagster as dg
 
-    from assets.definitions import defs
+    from assets.definitions import definitions
 
 from k25_pipelines.storage.store import Store
 
@@ -61,6 +62,11 @@ class Place:
         )
         return {"lake": LakeResource(url=self.lake.url), "trainer": trainer, "io_manager": NoOutputs()}
 
+    @cached_property
+    def defs(self) -> dg.Definitions:
+        """Return the graph over this place."""
+        return definitions(self.resources)
+
     def make(
         self,
         *names: str,
@@ -70,11 +76,10 @@ class Place:
         raise_on_error: bool = True,
     ) -> dg.ExecuteInProcessResult:
         """Materialize assets of a job, with their checks, in this process."""
-        return defs.resolve_job_def(job).execute_in_process(
+        return self.defs.resolve_job_def(job).execute_in_process(
             instance=self.instance,
             asset_selection=[dg.AssetKey(name) for name in names] or None,
             partition_key=partition,
-            resources=self.resources,
             tags=tags,
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             raise_on_error=raise_on_error,

@@ -27,10 +27,8 @@ def test_indexing_again_finds_the_same_version(indexed):
 def test_every_partition_has_a_version_of_its_own(indexed):
     versions = {}
     for name in ("wiki", "code", "clips"):
-        keys = dg.EventRecordsFilter(
-            dg.DagsterEventType.ASSET_MATERIALIZATION, dg.AssetKey("dataset_manifest"), asset_partitions=[name]
-        )
-        [newest] = indexed.instance.get_event_records(keys, limit=1)
+        made = dg.AssetRecordsFilter(asset_key=dg.AssetKey("dataset_manifest"), asset_partitions=[name])
+        [newest] = indexed.instance.fetch_materializations(made, limit=1).records
         versions[name] = newest.asset_materialization.tags["dagster/data_version"]
     assert versions == {name: load_manifest(indexed.lake, name).digest for name in versions}
 

@@ -6,7 +6,8 @@ import sys
 import dagster as dg
 import pytest
 
-from tests.assets.conftest import ROOT, defs
+from assets.definitions import defs
+from tests.assets.conftest import ROOT
 
 ASSETS = {
     "data_layer": {"dataset_manifest", "dataset_lengths", "lake_catalog"},

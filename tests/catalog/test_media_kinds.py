@@ -107,6 +107,13 @@ def test_a_shard_with_a_garbled_header_is_named_with_its_byte(lake):
         indexed(lake, "webdataset", {"0.tar": bytes(data)})
 
 
+def test_a_member_whose_name_is_no_text_is_a_sample_like_others(lake):
+    data = tar({"a?.txt": b"a"}).replace(b"a?.txt", b"a\xff.txt")
+    data = data[:148] + f"{sum(data[:148]) + 8 * 32 + sum(data[156:512]):06o}\0 ".encode() + data[156:]
+    (line,) = lines(indexed(lake, "webdataset", {"0.tar": data}))
+    assert (line.key, line.quarantine) == ("a\\udcff", "")
+
+
 def test_what_is_no_tar_is_named(lake):
     with pytest.raises(DatasetError, match=r"x/0\.tar is no tar"):
         indexed(lake, "webdataset", {"0.tar": b"no tar at all" * 100})
@@ -180,6 +187,8 @@ WRONG_COCO = {
     b"[]": "is not COCO: it lacks the list 'images' and 'annotations'",
     coco(annotations=None): "is not COCO: it lacks the list 'annotations'",
     coco(images=[{"id": 1}], annotations=[]): "is not COCO: an item lacks or misuses 'file_name'",
+    coco(images=[{"id": 1, "file_name": None}], annotations=[]): "is not COCO: an item lacks or misuses 'file_name'",
+    coco(images=[{"id": 1, "file_name": "\ud800"}], annotations=[]): "is not Unicode",
     coco(images=[1]): "is not COCO: an item lacks or misuses",
     coco(annotations=[{"id": 5, "image_id": 99}]): "annotation 5 is of image 99, which 'images' does not list",
     coco(annotations=[{"id": 5, "image_id": 7, "category_id": 99}]): "annotation 5 is of category 99",

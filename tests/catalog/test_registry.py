@@ -1,7 +1,5 @@
 """Datasets by name: registered once, indexed in place, and only ever added to."""
 
-import json
-
 import pytest
 
 from k25_pipelines.catalog.registration import Registration
@@ -16,7 +14,7 @@ from k25_pipelines.catalog.registry import (
 from k25_pipelines.errors import DatasetError, ManifestError, StoreError
 from k25_pipelines.storage.memory import MemoryStore
 from k25_pipelines.storage.store import open_store
-from tests.catalog.conftest import json_bytes, json_lines, picture, registered, tar
+from tests.catalog.conftest import json_lines, picture, registered, tar
 
 
 def keys(manifest) -> list[str]:
@@ -103,6 +101,14 @@ def test_indexing_publishes_a_version_that_loads(lake):
             "source": "drawn for a test",
         }
     ]
+
+
+def test_the_digest_is_the_one_that_past_plans_used(lake):
+    lake.put(
+        "raw/code/0.jsonl", json_lines({"text": "abc", "key": "a"}, {"content": "é", "licence": "MIT"}, {"wrong": 1})
+    )
+    registered(lake, "code", "jsonl")
+    assert index_dataset(lake, "code").digest == "73349e7f6bcfe87f3fff84cd03fa8338"
 
 
 def test_indexing_again_without_change_makes_no_version(lake):
@@ -243,10 +249,3 @@ def test_a_store_that_cannot_be_used_is_named_by_the_indexer(
 def test_a_missing_bucket_is_named_by_the_indexer(lake, s3_environment):
     registered(lake, "captions", "webdataset", uri="s3://no-such-bucket/raw")
     assert "bucket 'no-such-bucket' does not exist" in refusal(index_dataset, lake, "captions")
-
-
-def test_a_registration_is_plain_json(lake):
-    registered(lake, "wiki", "parquet")
-    stored = json.loads(lake.get("k25/datasets/wiki/registration.json"))
-    assert stored["kind"] == "parquet"
-    assert json_bytes(stored)

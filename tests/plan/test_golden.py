@@ -55,7 +55,7 @@ def draws():
 
 def packs():
     lengths = skewed("golden", 2000, 1, 4096)
-    return [digest(pack(lengths, 4096)[0]), pack(lengths[:12], 1000)[0].tolist()]
+    return [digest(pack(lengths, 4096)[0]), pack(lengths[:12], 4096)[0].tolist()]
 
 
 def small_plan():

@@ -121,7 +121,7 @@ def test_a_dry_group_ends_the_plan_with_its_name_after_giving_all_it_has():
     with pytest.raises(RecipeError, match=r"ran dry at their max_epochs: wiki, at step \d+; plan at most"):
         done.extend(plan_segments([text("wiki")], recipe(**fields), segment_steps=1))
     table = rows(done)
-    assert 0.97 < len(np.unique(table["line"].to_numpy())) / 3000 <= 1
+    assert 0.95 < len(np.unique(table["line"].to_numpy())) / 3000 <= 1
 
 
 def test_long_texts_are_split_and_every_token_is_planned_once():

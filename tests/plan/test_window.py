@@ -1,3 +1,5 @@
+from fractions import Fraction
+
 import numpy as np
 
 from k25_pipelines.plan.window import ITEM, MOST_CARRIES, PackRule, pack_window, split_texts
@@ -57,3 +59,15 @@ def test_long_texts_are_cut_every_pack_and_nothing_is_thrown_away():
     assert pieces["line"].tolist() == [5, 5, 5, 6, 7]
     assert pieces["start"].tolist() == [0, 1000, 2000, 0, 0]
     assert pieces["tokens"].tolist() == [1000, 1000, 500, 1000, 0]
+
+
+def test_packs_that_are_hard_to_fill_are_not_put_off_at_the_cost_of_the_share():
+    made = np.zeros(1200, dtype=ITEM)
+    made["line"] = np.arange(1200)
+    made["tokens"] = np.where(made["line"] % 2 == 0, 470, 40 + made["line"] % 60)  # two of 470 leave 60 that few fill
+    made["vision"] = np.where(made["line"] % 2 == 0, 60, 0)
+    share = Fraction(int(made["vision"].sum()), int(made["tokens"].sum()))
+    for given, worst in ((share, 0.04), (None, 1)):
+        packs, _ = pack_window(made, PackRule(capacity=1000, packs_per_step=8, vision_share=given), 3)
+        left = np.concatenate(packs)
+        assert abs(left["vision"].sum() / left["tokens"].sum() / float(share) - 1) < worst

@@ -183,3 +183,14 @@ def test_threads_of_many_ranges_get_each_its_own(tmp_path, store):
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(work, range(8)))
+
+
+def test_what_a_dead_process_left_half_written_is_swept_up(tmp_path, store):
+    cache = ChunkCache(tmp_path / "cache")
+    old, young = tmp_path / "cache" / "00" / ".old", tmp_path / "cache" / "00" / ".young"
+    old.parent.mkdir()
+    old.write_bytes(b"half")
+    young.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    read(cache, store, 3)
+    assert (old.exists(), young.exists()) == (False, True)

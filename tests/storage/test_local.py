@@ -46,3 +46,10 @@ def test_a_name_that_is_a_folder_is_no_object(tmp_path):
 
 def test_a_folder_that_is_not_there_is_an_empty_store(tmp_path):
     assert list(LocalStore(str(tmp_path / "none")).list("k25/")) == []
+
+
+def test_a_file_whose_name_is_no_text_is_named(tmp_path):
+    with open(os.fsencode(tmp_path) + b"/\xff.txt", "wb"):
+        pass
+    with pytest.raises(StoreError, match=r"udcff.txt': the file's name is not UTF-8; rename it"):
+        list(LocalStore(str(tmp_path)).list())

@@ -76,8 +76,10 @@ def _by_image(where: str, coco: dict, categories: Mapping) -> Mapping[object, li
 
 
 def _entry(job: ScanJob, image: dict, annotations: list[dict], licences: Mapping) -> Entry:
+    if not isinstance(image["file_name"], str):
+        raise TypeError("'file_name'")
     inline = {"annotations": annotations} | ({"caption": image["caption"]} if image.get("caption") else {})
-    words = [field_text(item, "category", "caption") for item in annotations] + [field_text(image, "caption")]
+    words = [field_text(item, "label", "category", "caption") for item in annotations] + [field_text(image, "caption")]
     licence = licences.get(image.get("license"), "")
     return Entry(
         key=image["file_name"],

@@ -89,7 +89,7 @@ def _line(job: ScanJob, info: ObjectInfo, file: RangedFile, *, stem: str, member
             else:
                 record = parsed_record(read(0, member.size))
                 column = CAPTION if isinstance(record.get(CAPTION), str) else ""
-                lengths[column] = len(record.get(column, ""))
+                lengths[column] = len(record[column]) if column else 0
         except SampleError as error:
             reasons.append(f"{member.name}: {error}")
         part = media_part(kind, info, header, offset=member.offset_data, num_bytes=member.size)
@@ -97,7 +97,7 @@ def _line(job: ScanJob, info: ObjectInfo, file: RangedFile, *, stem: str, member
     if not any(part.kind in ("image", "text") or part.column for part in parts):
         reasons.append("neither an image nor a text")
     return Line(
-        key=stem,
+        key=stem.encode("utf-8", "backslashreplace").decode(),  # a tar's names may be any bytes
         parts=tuple(sorted(parts, key=lambda part: ORDER.index(part.kind))),
         text_length=lengths.get("text", lengths.get(CAPTION, 0)),
         quarantine="; ".join(reasons),

@@ -1,0 +1,204 @@
+"""Engine to store and back. A checkpoint is its files and, written last, its record; without a record it is not there.
+
+k25/checkpoints/<run>/<step>/weights.npz      every weight by name: what other stages start from
+k25/checkpoints/<run>/<step>/metrics.jsonl    a line for each step so far
+k25/checkpoints/<run>/<step>/engine/...       DeepSpeed's files: optimizer partitions, random state
+k25/checkpoints/<run>/<step>/record.json      what made it, and the SHA-256 of each file
+"""
+
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from k25_pipelines.errors import CheckpointError, ObjectNotFoundError
+from k25_pipelines.keys import digest
+from k25_pipelines.storage.store import Store
+from trainers.config import checkpoint_key
+from trainers.engine import Engine, rank_of_file
+
+RECORD = "record.json"
+WEIGHTS = "weights.npz"
+METRICS = "metrics.jsonl"
+OWN_FILES = ("*.npz", "*.jsonl", "engine/*")
+"""What is uploaded of a saved folder; DeepSpeed also leaves scripts there."""
+
+
+def save_checkpoint(engine: Engine, store: Store, record: Mapping, *, history: list[dict], work: Path) -> str:
+    """Publish the engine's state as the checkpoint of `record`'s run and step, and return its key.
+
+    Collective. Killed at any moment it leaves the checkpoint published before untouched, and what it had
+    uploaded is removed by the next attempt.
+
+    Args:
+        engine: after the step.
+        store: the lake.
+        record: all that `checkpoint_record` knows; files and digest are added here.
+        history: the metrics of every step so far.
+        work: local folder through which the files go.
+
+    Raises:
+        CheckpointError: this step of the run is published already.
+    """
+    key = checkpoint_key(record["run"], record["step"])
+    folder = work / "saving"
+    if engine.rank == 0:
+        _clear_half_upload(store, key)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    engine.barrier()
+    engine.save(folder)
+    if engine.rank == 0:
+        (folder / WEIGHTS).write_bytes(_weights_file(engine.model))
+        (folder / METRICS).write_text("".join(f"{json.dumps(line)}\n" for line in history))
+    sums = _upload(store, key, folder, rank=engine.rank)
+    files = {name: value for part in engine.gather(sums) for name, value in part.items()}
+    if engine.rank == 0:
+        named = {**record, "files": dict(sorted(files.items())), "digest": checkpoint_digest(engine.model, record)}
+        store.put_new(f"{key}/{RECORD}", json.dumps(named, indent=1).encode())
+        shutil.rmtree(folder)
+    engine.barrier()
+    return key
+
+
+def restore_newest(engine: Engine, store: Store, *, run: str, config: Mapping, work: Path) -> dict | None:
+    """Load the newest published checkpoint of a run into the engine, and return its record with `history`.
+
+    Collective. None where the run has published none.
+
+    Raises:
+        CheckpointError: it was made by another config or on another number of ranks, or a file is not what
+            its record says.
+    """
+    record = engine.gather(newest_record(store, run))[0]
+    if record is None:
+        return None
+    key = checkpoint_key(run, record["step"])
+    _same_config(key, record["config"], config)
+    if record["layout"]["ranks"] != engine.num_ranks:
+        raise CheckpointError(
+            f"{key} was saved on {record['layout']['ranks']} ranks, this is a group of {engine.num_ranks}; "
+            "its optimizer is cut into as many parts: start as many"
+        )
+    folder = work / f"restoring-{engine.rank}"
+    _download(store, key, record["files"], folder)
+    engine.load(folder)
+    lines = (folder / METRICS).read_text().splitlines()
+    shutil.rmtree(folder)
+    return {**record, "history": [json.loads(line) for line in lines]}
+
+
+def newest_record(store: Store, run: str) -> dict | None:
+    """Return the record of the newest published checkpoint of a run, None if there is none."""
+    prefix = f"{checkpoint_key(run, 0).rpartition('/')[0]}/"
+    keys = [info.key for info in store.list(prefix) if info.key.endswith(f"/{RECORD}")]
+    return json.loads(store.get(max(keys))) if keys else None
+
+
+def read_record(store: Store, key: str) -> dict:
+    """Return the record of a checkpoint. Raises CheckpointError where none is published under `key`."""
+    try:
+        return json.loads(store.get(f"{key}/{RECORD}"))
+    except ObjectNotFoundError:
+        raise CheckpointError(f"{key} is no published checkpoint: it has no {RECORD}; name one that has") from None
+
+
+def load_modules(model: nn.Module, store: Store, initial: Mapping[str, str]) -> None:
+    """Load the weights of whole modules from checkpoints of other runs.
+
+    Args:
+        model: with the modules as attributes.
+        store: the lake.
+        initial: module -> checkpoint key.
+
+    Raises:
+        CheckpointError: no such checkpoint, a broken file, or weights of other names or shapes.
+    """
+    for key in sorted(set(initial.values())):
+        weights = load_weights(store, key)
+        for module in sorted(name for name, source in initial.items() if source == key):
+            own = {name.removeprefix(f"{module}."): w for name, w in weights.items() if name.startswith(f"{module}.")}
+            try:
+                getattr(model, module).load_state_dict(own)
+            except RuntimeError as error:
+                said = " ".join(str(error).split())
+                raise CheckpointError(f"{key} does not fit module {module}: {said}") from error
+
+
+def load_weights(store: Store, key: str) -> dict[str, torch.Tensor]:
+    """Return the weights of a checkpoint by their names. Raises CheckpointError."""
+    data = _verified(store, key, WEIGHTS, read_record(store, key)["files"][WEIGHTS])
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+
+def checkpoint_digest(model: nn.Module, record: Mapping) -> str:
+    """Return the name of what was learnt: of the weights, the config, the plan's segments and the step."""
+    weights = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        weights.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        weights.update(value.contiguous().numpy().data)
+    return digest(weights.hexdigest(), record["config"], record["plan"], record["segments"], record["step"])
+
+
+def _weights_file(model: nn.Module) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: value.numpy() for name, value in sorted(model.state_dict().items())})
+    return buffer.getvalue()
+
+
+def _clear_half_upload(store: Store, key: str) -> None:
+    found = [info.key for info in store.list(f"{key}/")]
+    if f"{key}/{RECORD}" in found:
+        raise CheckpointError(f"{key} is published already; resume from it or give the run another name")
+    for each in found:
+        store.delete(each)
+
+
+def _upload(store: Store, key: str, folder: Path, *, rank: int) -> dict[str, str]:
+    """Upload this rank's files and return their SHA-256 by name."""
+    sums = {}
+    for path in sorted(path for pattern in OWN_FILES for path in folder.glob(pattern)):
+        name = path.relative_to(folder).as_posix()
+        if rank_of_file(name) == rank:
+            data = path.read_bytes()
+            store.put(f"{key}/{name}", data)
+            sums[name] = hashlib.sha256(data).hexdigest()
+    return sums
+
+
+def _download(store: Store, key: str, files: Mapping[str, str], folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, expected in files.items():
+        if name != WEIGHTS:
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(_verified(store, key, name, expected))
+
+
+def _verified(store: Store, key: str, name: str, expected: str) -> bytes:
+    data = b""
+    with suppress(ObjectNotFoundError):
+        data = store.get(f"{key}/{name}")
+    found = hashlib.sha256(data).hexdigest()
+    if found != expected:
+        raise CheckpointError(
+            f"{key}/{name} has SHA-256 {found[:12]}.., its record says {expected[:12]}..; "
+            "delete that checkpoint's record to go on from the one before"
+        )
+    return data
+
+
+def _same_config(key: str, theirs: Mapping, ours: Mapping) -> None:
+    changed = sorted(name for name in {*theirs, *ours} if theirs.get(name) != ours.get(name))
+    if changed:
+        raise CheckpointError(
+            f"{key} was made by another config: {', '.join(changed)} differ; resume with the same, or name a new run"
+        )

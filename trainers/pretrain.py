@@ -1,0 +1,149 @@
+"""Pre-train, any stage: a plan in, checkpoints out. Run: python -m trainers.pretrain RUN.json, alone or by torchrun.
+
+The stage is in the config: which modules move, what they start from, what the losses weigh. Started again, a run goes
+on from its newest published checkpoint; on the same ranks and threads its weights are then the same bit for bit.
+"""
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from k25_pipelines.errors import K25Error
+from k25_pipelines.loader import Batch, PlanLoader, step_digest
+from k25_pipelines.sample.tokens import load_tokenizer
+from k25_pipelines.storage.store import Store, open_store
+from trainers.checkpoint import load_modules, restore_newest, save_checkpoint
+from trainers.config import MODULES, Run, TrainConfig, check_config, load_run, plain
+from trainers.engine import Engine, join_ranks, leave_ranks
+from trainers.inputs import Inputs, inputs_of
+from trainers.lifetime import end_with_parent
+from trainers.loss import siglip_loss
+from trainers.model.kimi_k25 import KimiK25, Outputs
+from trainers.record import checkpoint_record, checkpoint_steps
+from trainers.report import Report, open_report
+from trainers.schedule import learning_rate
+
+
+def main(run: Run) -> None:
+    """Train a run to its end, or to `run.stop_at`, from wherever it stands."""
+    check_config(run.config)
+    work = Path(run.work)
+    work.mkdir(parents=True, exist_ok=True)
+    rank = join_ranks(work, threads=run.threads)
+    store = open_store(run.store)
+    with open_report(work, rank=rank, num_steps=run.config.steps) as report:
+        engine = Engine(build_model(run.config, store), run.config)
+        ranks = {"rank": engine.rank, "num_ranks": engine.num_ranks}
+        with PlanLoader(
+            run.config.plan, store, run=run.run, threads=run.threads, cache=work / "cache", **ranks
+        ) as loader:
+            train(run, store, engine, loader=loader, report=report)
+
+
+def build_model(config: TrainConfig, store: Store) -> KimiK25:
+    """Return the model at its start: seeded, modules of earlier stages taken over, what is not trained frozen."""
+    model = KimiK25(config.model, seed=config.seed)
+    load_modules(model, store, config.initial)
+    for name in MODULES:
+        if (module := getattr(model, name)) is not None:
+            module.requires_grad_(name in config.trainable)
+    return model
+
+
+def train(run: Run, store: Store, engine: Engine, *, loader: PlanLoader, report: Report) -> None:
+    """Take the steps that are left, each from the plan, and leave checkpoints where the config asks for them."""
+    config, work = run.config, Path(run.work)
+    if config.steps > loader.plan.num_steps:
+        raise K25Error(f"plan {loader.plan.id} has {loader.plan.num_steps} steps, the config {config.steps}; extend it")
+    history = _resume(run, store, engine, loader=loader, report=report)
+    last = min(config.steps, run.stop_at or config.steps)
+    saved = {*checkpoint_steps(config), last}
+    pad = load_tokenizer(loader.plan.tokenizer, store).special["pad"]
+    for step in range(len(history), last):
+        batch = loader.batch(step)
+        metrics = train_step(engine, batch, config, step=step, pad=pad)
+        digests = [hexadecimal for part in engine.gather(batch.digests) for hexadecimal in part]
+        history.append({**metrics, "digest": step_digest(digests)})
+        report.step(history[-1])
+        if step + 1 in saved:
+            state = loader.state_dict()
+            record = checkpoint_record(run, loader.plan, history, loader=state, num_ranks=engine.num_ranks)
+            key = save_checkpoint(engine, store, record, history=history, work=work)
+            report.say(f"checkpoint {key}")
+
+
+def train_step(engine: Engine, batch: Batch, config: TrainConfig, *, step: int, pad: int) -> dict:
+    """Take one optimizer step and return its metrics, the same on every rank.
+
+    Args:
+        engine: this rank's.
+        batch: this rank's packs of the step.
+        config: the stage's.
+        step: from 0, for the learning rate and the metrics line.
+        pad: the padding token, which is not counted.
+
+    Raises:
+        K25Error: the loss is not a number.
+    """
+    inputs = inputs_of(batch)
+    own = [len(inputs.target), inputs.pairs.count, int(np.sum(batch.input_ids != pad)), len(inputs.slots)]
+    targets, pairs, tokens, vision_tokens = (int(count) for count in engine.total(own))
+    outputs = engine.forward(inputs)
+    caption = outputs.target_losses.sum() / max(1, targets)
+    contrastive = contrastive_sum(engine, outputs, inputs) / max(1, pairs)
+    loss = config.caption_weight * caption + config.contrastive_weight * contrastive
+    whole = engine.total([float(loss), float(caption), float(contrastive)])
+    if not math.isfinite(whole[0]):
+        raise K25Error(f"step {step} of stage {config.stage}: the loss is {whole[0]}; lower config.learning_rate")
+    rate = learning_rate(step, config)
+    gradient_norm = engine.step(loss, rate)
+    return {
+        "step": step,
+        "loss": whole[0],
+        "caption_loss": whole[1],
+        "contrastive_loss": whole[2] if config.contrastive_weight else None,
+        "tokens": tokens,
+        "vision_tokens": vision_tokens,
+        "targets": targets,
+        "pairs": pairs,
+        "learning_rate": rate,
+        "gradient_norm": gradient_norm,
+    }
+
+
+def contrastive_sum(engine: Engine, outputs: Outputs, inputs: Inputs) -> Tensor | float:
+    """Return SigLIP's sum over this rank's image-caption pairs; pictures of other ranks are no negatives here."""
+    if outputs.images is None or outputs.texts is None:
+        return 0.0
+    head = engine.model.contrastive
+    return siglip_loss(
+        outputs.images, outputs.texts, log_scale=head.log_scale, bias=head.bias, caption=inputs.pairs.caption
+    )
+
+
+def _resume(run: Run, store: Store, engine: Engine, *, loader: PlanLoader, report: Report) -> list[dict]:
+    """Go on from the newest checkpoint, if there is one, and return the metrics of the steps that are done."""
+    record = restore_newest(engine, store, run=run.run, config=plain(run.config), work=Path(run.work))
+    history = [] if record is None else record["history"]
+    if record is not None:
+        if record["step"] < run.config.steps:
+            loader.load_state_dict(record["loader"])
+        if record["layout"]["threads"] != run.threads:
+            report.say(f"resuming on {run.threads} threads, not {record['layout']['threads']}: not bit for bit")
+        report.say(f"resuming after step {record['step']}")
+    report.resume(history)
+    return history
+
+
+if __name__ == "__main__":
+    end_with_parent()
+    try:
+        main(load_run(sys.argv[1]))
+    except (K25Error, ValueError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    finally:
+        leave_ranks()
