@@ -88,18 +88,16 @@ def _follow(context: dg.AssetExecutionContext, session: dg.PipesSession, process
         said = session.get_custom_messages()
         is_due = time.monotonic() - logged_at > LOG_EVERY_SECONDS or not running
         if len(said) > num_logged and is_due:
-            context.log.info(_line(said[-1]))
+            context.log.debug(_line(said[-1]))  # the trainer itself logs every tenth of the run
             num_logged, logged_at = len(said), time.monotonic()
         time.sleep(POLL_SECONDS)
 
 
 def _line(message: Any) -> str:
-    """Return a trainer's message in words: `step 12, loss 3.217, ...`."""
-    if not isinstance(message, Mapping):
-        return str(message)
-    return ", ".join(
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in message.items()
-    )
+    """Return a trainer's message in words: a step's metrics as `step 12, loss 3.217`."""
+    if isinstance(message, Mapping) and {"step", "loss"} <= message.keys():
+        return f"step {message['step'] + 1}, loss {message['loss']:.3f}"
+    return str(message)
 
 
 def _tail(log: Path, num_lines: int = 20) -> str:

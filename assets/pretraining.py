@@ -123,6 +123,8 @@ def record_metadata(record: Mapping[str, Any]) -> dict[str, Any]:
         "plan": record["plan"],
         "steps": record["step"],
         **{name: metrics[name] for name in shown if metrics.get(name) is not None},
-        "loss": picture(curves({"loss": metrics["losses"]}, title=f"{record['stage']}: loss", unit="nats a token")),
+        "loss": picture(
+            curves({"loss": metrics["losses"]}, title=f"{record['stage']}: loss of each step", unit="loss")
+        ),
         "lineage": table(lineage),
     }

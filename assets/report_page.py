@@ -75,8 +75,7 @@ def _stages(records: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _losses(records: Mapping[str, Mapping[str, Any]]) -> str:
     return _pictures(
-        curves({"loss": record["metrics"]["losses"]}, title=stage, unit="nats a token")
-        for stage, record in records.items()
+        curves({"loss": record["metrics"]["losses"]}, title=stage, unit="loss") for stage, record in records.items()
     )
 
 

@@ -1,0 +1,77 @@
+"""Pages hold the pictures they promise, as stored and as the model sees them, and need nothing from outside."""
+
+import base64
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from k25_pipelines import gallery
+from k25_pipelines.catalog import registry
+from k25_pipelines.plan.recipe import parse_recipe
+from k25_pipelines.planning import make_plan, open_plan
+from tests.assets import tiny_lake
+
+RECIPE = {
+    "name": "looked at",
+    "seed": 7,
+    "pack_tokens": 256,
+    "packs_per_step": 2,
+    "steps": 2,
+    "max_image_tokens": 64,
+    "sources": {"captions": {"weight": 1}, "grounding": {"weight": 1, "augment": ["flip"]}, "clips": {"weight": 1}},
+}
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory):
+    """The tiny lake in a folder, with one broken image, indexed."""
+    folder = tmp_path_factory.mktemp("lake")
+    objects = tiny_lake.build(folder)
+    for entry in tiny_lake.DATASETS:
+        annotations = entry["annotations"] and f"{folder}/{entry['annotations']}"
+        told = {**entry, "uri": f"{folder}/{entry['uri']}", "annotations": annotations}
+        registry.register(objects, registry.Registration(**told))
+        registry.index_dataset(objects, entry["name"])
+    return objects
+
+
+def pictures(page: str) -> list[Image.Image]:
+    found = re.findall(r"data:image/jpeg;base64,([A-Za-z0-9+/=]+)", page)
+    return [Image.open(io.BytesIO(base64.b64decode(data))) for data in found]
+
+
+@pytest.mark.parametrize(("name", "at_least"), [("captions", 10), ("grounding", 10), ("clips", 4), ("wiki", 0)])
+def test_a_dataset_page_shows_samples_with_their_licence(lake, name, at_least):
+    page = gallery.dataset_page(lake, name, num_samples=12)
+    assert len(pictures(page)) >= at_least
+    assert "CC0-1.0" in page
+    assert not re.search(r"(src|href)='?https?:", page)
+
+
+def test_quarantined_samples_are_not_shown(lake):
+    manifest = registry.load_manifest(lake, "captions")
+    lines = gallery.sample_lines(manifest, 1000)
+    assert len(lines) == manifest.num_lines - 1
+    assert not manifest.quarantined[lines].any()
+
+
+def test_a_sheet_is_a_picture_and_text_has_none(lake):
+    manifest = registry.load_manifest(lake, "grounding")
+    sheet = Image.open(io.BytesIO(gallery.contact_sheet(lake, manifest, [0, 1, 2])))
+    assert sheet.size == (792, 132)
+    assert gallery.contact_sheet(lake, registry.load_manifest(lake, "wiki"), [0]) == b""
+
+
+def test_a_step_page_shows_each_sample_of_the_step_beside_what_the_model_saw(lake):
+    plan = open_plan(lake, make_plan(lake, parse_recipe(RECIPE)))
+    page = gallery.step_page(lake, plan.id, step=1)
+    rows = plan.rows(1).to_pylist()
+    assert page.count("<div class=card>") == len(rows)
+    assert page.count("as the model sees it") == sum(row["media"] > 0 for row in rows)
+    assert page.count("<h2>pack") == 2
+    for row in rows:
+        assert f"{row['dataset']}:{row['line']}, epoch {row['epoch']}, {row['num_tokens']} tokens" in page
+    assert all(np.asarray(shown).std() > 0 for shown in pictures(page))
