@@ -66,8 +66,8 @@ def dataset_manifest(context: dg.AssetExecutionContext, lake: LakeResource) -> d
             "num_bytes": facts["num_bytes"],
             "quarantined": facts["num_quarantined"],
             "licences": table([{"licence": name, "samples": count} for name, count in facts["by_licence"].items()]),
-            "statistics": facts,
             "gallery": _gallery(objects, manifest),
+            "statistics": facts,
         },
         checks=[_quarantine_check(facts)],
     )

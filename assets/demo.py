@@ -11,7 +11,6 @@ import sys
 import uuid
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -19,7 +18,6 @@ from tqdm import tqdm
 
 from assets import processes
 from assets.instance import add_datasets, open_instance
-from assets.outputs import MAIN, NotMadeError, checkpoint_record, read_output
 from assets.reporting import in_words
 from assets.resources import dagster_home, lake_from_env, trainer_from_env
 from k25_pipelines.errors import K25Error
@@ -117,6 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _materialize_all(instance: dg.DagsterInstance, lake: Store) -> int:
     from assets.definitions import defs  # after K25_SCALE is set
+    from assets.summary import summary
 
     names = add_datasets(instance, lake)
     index, rest = defs.resolve_job_def("index_datasets"), defs.resolve_job_def("demo")
@@ -129,7 +128,7 @@ def _materialize_all(instance: dg.DagsterInstance, lake: Store) -> int:
     if not done:
         sys.stdout.write("Stopped. The same command goes on where this one stopped.\n")
         return 1
-    sys.stdout.write(summary(lake))
+    sys.stdout.write(summary(lake, trainer_from_env()))
     return 1 if board.failed_checks else 0
 
 
@@ -151,53 +150,6 @@ def _run(job: dg.JobDefinition, instance: dg.DagsterInstance, board: Board, *, p
         words = failure.user_failure_data.description if failure.user_failure_data else error and error.message
         board.bar.write(f"\n{event.step_key} failed: {words}", file=sys.stdout)
     return result.success
-
-
-def summary(lake: Store) -> str:
-    """Return the closing table: what was trained and measured, and where to look."""
-    trainer = trainer_from_env()
-    lines = ["", f"{'stage':14}{'steps':>7}{'tokens':>12}{'first loss':>12}{'last loss':>11}  checkpoint"]
-    for stage, record in _stage_records(lake, trainer.scale):
-        metrics = record["metrics"]
-        losses = f"{metrics['first_loss']:>12.3f}{metrics['last_loss']:>11.3f}"
-        lines.append(f"{stage:14}{record['step']:>7,}{metrics['tokens']:>12,}{losses}  {record['key']}")
-    lines += ["", *_evaluation_lines(lake, trainer.scale), ""]
-    report = Path(trainer.work).resolve().parent / "report" / "index.html"
-    lines += [f"report:    {report}", "web page:  k25 ui", ""]
-    return "\n".join(lines)
-
-
-def _stage_records(lake: Store, scale: str) -> list[tuple[str, dict[str, Any]]]:
-    from assets.pretraining import ASSET_OF_STAGE
-
-    keys = {stage: read_output(lake, asset, scale=scale, edition=MAIN) for stage, asset in ASSET_OF_STAGE.items()}
-    found = {stage: checkpoint_record(lake, output["checkpoint"]) for stage, output in keys.items()}
-    return [(stage, record) for stage, record in found.items() if record]
-
-
-def _evaluation_lines(lake: Store, scale: str) -> list[str]:
-    lines = []
-    for name in ("vit_caption_evaluation", "projector_caption_evaluation", "needle_evaluation"):
-        try:
-            metrics = read_output(lake, name, scale=scale, edition=MAIN)
-        except NotMadeError:
-            continue
-        flat = {
-            **{key: value for key, value in metrics.items() if isinstance(value, int | float)},
-            **{
-                f"{key} {inner}": value
-                for key, rest in metrics.items()
-                if isinstance(rest, dict)
-                for inner, value in rest.items()
-            },
-        }
-        facts = [
-            f"{key.replace('_', ' ')} {in_words(value)}"
-            for key, value in flat.items()
-            if isinstance(value, int | float)
-        ]
-        lines.append(f"{name:30}{', '.join(facts)}")
-    return lines
 
 
 if __name__ == "__main__":

@@ -24,7 +24,10 @@ p { color: var(--soft); max-width: 46rem }
 table { border-collapse: collapse; font-size: .88rem; display: block; overflow-x: auto }
 th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); white-space: nowrap }
 td.number { text-align: right; font-variant-numeric: tabular-nums }
-.pictures { display: flex; flex-wrap: wrap; gap: 1rem } img { max-width: 100%; background: #fff; border-radius: 6px }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 460px), 1fr)); gap: 1rem }
+.pictures img { width: 100%; background: #fff; border-radius: 6px; border: 1px solid var(--line) }
+h3 { font-size: 1rem; margin-bottom: .4rem }
+.sheets { columns: 2; column-gap: 1rem } .sheets > div { break-inside: avoid }
 """
 
 
@@ -116,7 +119,9 @@ def _evaluations(lake: Store, scale: str, edition: str) -> str:
 def _samples(lake: Store) -> str:
     manifests = [load_manifest(lake, name) for name in dataset_names(lake)]
     sheets = {manifest.dataset: sample_pictures(lake, manifest) for manifest in manifests}
-    return "".join(f"<h3>{html.escape(name)}</h3>{_pictures([sheet])}" for name, sheet in sheets.items() if sheet)
+    shown = {name: _pictures([sheet]) for name, sheet in sheets.items() if sheet}
+    cards = "".join(f"<div><h3>{html.escape(name)}</h3>{images}</div>" for name, images in shown.items())
+    return f'<div class="sheets">{cards}</div>'
 
 
 def _lineage(records: Mapping[str, Mapping[str, Any]]) -> str:

@@ -24,14 +24,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def serve(host: str, port: int) -> int:
     """Run web server, daemon and code server until they end or this process is told to stop."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job starts with an ignored SIGINT
+        signal.signal(number, signal.default_int_handler)
     words = ["dev", "-w", str(REPOSITORY / "workspace.yaml"), "-h", host, "-p", str(port)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dagster", *words],
-        cwd=REPOSITORY,
-        start_new_session=True,
-        preexec_fn=_listen_to_interrupts,
-    )
-    signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGINT))
+    command = [sys.executable, "-W", "ignore", "-m", "dagster", *words]
+    process = subprocess.Popen(command, cwd=REPOSITORY, start_new_session=True, preexec_fn=_listen_to_interrupts)
     try:
         return process.wait()
     except KeyboardInterrupt:

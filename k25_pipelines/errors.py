@@ -25,6 +25,10 @@ class ManifestError(K25Error):
     """A manifest is missing or does not describe the objects it was made from."""
 
 
+class ObjectChangedError(ManifestError):
+    """An object holds other bytes than when it was indexed: the run stops, nothing of it is masked or cached."""
+
+
 class SampleError(K25Error):
     """One sample cannot be read or decoded; the loader masks it and counts it."""
 

@@ -127,7 +127,10 @@ def stored_pictures(raw: RawSample, *, side: int) -> list[np.ndarray]:
 
 
 def _raw(manifest: Manifest, line: int, store: Store) -> RawSample:
-    return read_line(manifest, line, lambda shard, offset, num_bytes, _: store.get_range(shard, offset, num_bytes))
+    def fetch(shard: str, offset: int, num_bytes: int, etag: str) -> bytes:
+        return store.get_range(shard, offset, num_bytes, etag=etag or None)
+
+    return read_line(manifest, line, fetch)
 
 
 def _stored_card(manifest: Manifest, line: int, store: Store) -> str:

@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 
 from k25_pipelines.catalog.manifest import Manifest, read_manifest
-from k25_pipelines.errors import ObjectNotFoundError, PlanError, SampleError
+from k25_pipelines.errors import ObjectChangedError, ObjectNotFoundError, PlanError, SampleError
 from k25_pipelines.plan.balance import rank_packs
 from k25_pipelines.plan.size import profile as profile_named
 from k25_pipelines.planning import Plan, open_plan
@@ -213,7 +213,10 @@ class PlanLoader:
 
         def fetch(shard: str, offset: int, num_bytes: int, etag: str) -> bytes:
             whole = inside(ranges, (shard, offset, num_bytes, etag)) or (shard, offset, num_bytes, etag)
-            data = self._cache.read(source.store, *whole)
+            try:
+                data = self._cache.read(source.store, *whole)
+            except ObjectChangedError as error:
+                raise ObjectChangedError(f"{dataset}: {error}") from error
             return data[offset - whole[1] : offset - whole[1] + num_bytes]
 
         return fetch

@@ -212,7 +212,7 @@ def test_a_store_that_fails_stops_the_run_and_the_step_can_be_asked_for_again(pl
     assert list(lake.list("k25/runs/failing/")) == []
 
 
-def _refuse(*_):
+def _refuse(*_, **__):
     raise StoreError("503 slow down")
 
 

@@ -25,7 +25,7 @@ ENOUGH_SECONDS = 240
 @pytest.fixture
 def lake(s3_environment, tmp_path) -> Store:
     """A tiny lake in a bucket: copied there, registered and indexed."""
-    local = tiny_lake.build(tmp_path / "raw", broken=False)
+    local = tiny_lake.build(tmp_path / "raw", num_broken=0)
     objects = open_store(s3_environment["K25_LAKE"])
     for info in local.list():
         objects.put(info.key, local.get(info.key))

@@ -121,12 +121,12 @@ def stage_recipe(stage: str, scale: str) -> dict[str, Any]:
 
 
 def evaluation_recipe(dataset: str, *, pack_tokens: int) -> dict[str, Any]:
-    """Return the data recipe that shows each sample of a held-out dataset at most once, as stored."""
+    """Return the data recipe of one large step of a dataset, its samples as stored."""
     return {
         "name": f"evaluation-{dataset}",
         "seed": 7,
         "pack_tokens": pack_tokens,
-        "packs_per_step": 4,
+        "packs_per_step": 8,
         "steps": 1,
         "max_image_tokens": 64,
         "sources": {dataset: {"weight": 1}},

@@ -118,7 +118,7 @@ def _renderings(manifest: Manifest, lines: range, store: Store, tables: Tables, 
     def fetch(shard: str, offset: int, num_bytes: int, etag: str) -> bytes:
         whole = inside(ranges, (shard, offset, num_bytes, etag)) or (shard, offset, num_bytes, etag)
         if whole not in fetched:
-            fetched[whole] = store.get_range(whole[0], whole[1], whole[2])
+            fetched[whole] = store.get_range(whole[0], whole[1], whole[2], etag=whole[3] or None)
         return fetched[whole][offset - whole[1] : offset - whole[1] + num_bytes]
 
     found = []

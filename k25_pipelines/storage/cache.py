@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -44,9 +45,10 @@ class ChunkCache:
         self._flights: dict[str, Future[bytes]] = {}
 
     def read(self, store: Store, key: str, offset: int, num_bytes: int, etag: str) -> bytes:
-        """Return exactly `num_bytes` bytes from `offset` of the object that had `etag`.
+        """Return exactly `num_bytes` bytes from `offset` of the object that had `etag`; "" is one of unknown etag.
 
         Raises:
+            ObjectChangedError: the object is another one by now; nothing is kept of it.
             StoreError: the store refused, or the object is shorter.
         """
         name = digest("chunk", store.url, key, offset, num_bytes, etag)
@@ -59,7 +61,8 @@ class ChunkCache:
             if flight is None:
                 flight = self._flights[name] = Future()
         if is_ours:
-            self._fly(flight, name, fetch=lambda: store.get_range(key, offset, num_bytes), num_bytes=num_bytes)
+            fetch = partial(store.get_range, key, offset, num_bytes, etag=etag or None)
+            self._fly(flight, name, fetch=fetch, num_bytes=num_bytes)
         return flight.result()
 
     def _fly(self, flight: Future[bytes], name: str, *, fetch: Callable[[], bytes], num_bytes: int) -> None:

@@ -3,15 +3,18 @@
 import hashlib
 import os
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 from uuid import uuid4
 
 from k25_pipelines.errors import ObjectExistsError, ObjectNotFoundError, StoreError
-from k25_pipelines.storage.store import ObjectInfo, checked_key, checked_length
+from k25_pipelines.storage.store import ObjectInfo, checked_etag, checked_key, checked_length
 
 TEMPORARY_PREFIX = ".k25-tmp-"
+ETAG_LOCKS = 16
 
 
 class LocalStore:
@@ -24,7 +27,7 @@ class LocalStore:
         self.root = Path(os.path.abspath(url.removeprefix("file://")))
         self.url = str(self.root)
         self._etags: dict[str, tuple[tuple[int, int, int], str]] = {}
-        self._etags_lock = threading.Lock()
+        self._etag_locks = [threading.Lock() for _ in range(ETAG_LOCKS)]
 
     def get(self, key: str) -> bytes:
         """Return a whole object. Raises ObjectNotFoundError."""
@@ -33,10 +36,12 @@ class LocalStore:
         except OSError as error:
             raise self._translated(error, key) from error
 
-    def get_range(self, key: str, offset: int, num_bytes: int) -> bytes:
-        """Return exactly `num_bytes` bytes from `offset`."""
+    def get_range(self, key: str, offset: int, num_bytes: int, *, etag: str | None = None) -> bytes:
+        """Return exactly `num_bytes` bytes from `offset`, of the object of that etag alone if one is given."""
         try:
             with self._path(key).open("rb") as file:
+                if etag is not None:
+                    checked_etag(self._etag(key, file), etag, where=f"{self.url}/{key}")
                 file.seek(offset)
                 data = file.read(num_bytes)
         except OSError as error:
@@ -100,16 +105,19 @@ class LocalStore:
                     yield key
 
     def _info(self, key: str, path: Path) -> ObjectInfo:
-        state = path.stat()
+        with path.open("rb") as file:
+            return ObjectInfo(key=key, num_bytes=os.fstat(file.fileno()).st_size, etag=self._etag(key, file))
+
+    def _etag(self, key: str, file: BinaryIO) -> str:
+        """Return the MD5 of an open file, which is read through only when it is new to us or has changed."""
+        state = os.fstat(file.fileno())
         stamp = (state.st_ino, state.st_size, state.st_mtime_ns)
-        with self._etags_lock:
+        with self._etag_locks[zlib.crc32(key.encode()) % len(self._etag_locks)]:  # threads wait for one that hashes it
             known = self._etags.get(key)
-        if known is None or known[0] != stamp:
-            with path.open("rb") as file:
-                known = (stamp, hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest())
-            with self._etags_lock:
-                self._etags[key] = known
-        return ObjectInfo(key=key, num_bytes=state.st_size, etag=known[1])
+            if known is None or known[0] != stamp:
+                hashed = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+                known = self._etags[key] = stamp, hashed
+            return known[1]
 
     def _write(self, key: str, data: bytes, publish: Callable[[Path, Path], None]) -> None:
         path = self._path(key)

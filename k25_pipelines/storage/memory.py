@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from k25_pipelines.errors import ObjectExistsError, ObjectNotFoundError
-from k25_pipelines.storage.store import ObjectInfo, checked_key, checked_length
+from k25_pipelines.storage.store import ObjectInfo, checked_etag, checked_key, checked_length
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,9 +28,12 @@ class MemoryStore:
             raise ObjectNotFoundError(f"{self.url}/{key}: no such object")
         return data
 
-    def get_range(self, key: str, offset: int, num_bytes: int) -> bytes:
-        """Return exactly `num_bytes` bytes from `offset`."""
-        data = self.get(key)[offset : offset + num_bytes]
+    def get_range(self, key: str, offset: int, num_bytes: int, *, etag: str | None = None) -> bytes:
+        """Return exactly `num_bytes` bytes from `offset`, of the object of that etag alone if one is given."""
+        whole = self.get(key)
+        if etag is not None:
+            checked_etag(_info(key, whole).etag, etag, where=f"{self.url}/{key}")
+        data = whole[offset : offset + num_bytes]
         return checked_length(data, num_bytes, where=f"{self.url}/{key} from byte {offset}")
 
     def head(self, key: str) -> ObjectInfo:

@@ -13,7 +13,7 @@ class RangedFile(io.RawIOBase):
     """What tar, Parquet and line readers want of a file; nothing is fetched that they do not read."""
 
     def __init__(self, store: Store, info: ObjectInfo, *, block_bytes: int = BLOCK_BYTES) -> None:
-        """Open an object of known size; used by one thread at a time."""
+        """Open an object as a listing showed it; one overwritten since is refused. Used by one thread at a time."""
         super().__init__()
         self._store, self._info, self._block_bytes = store, info, block_bytes
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
@@ -72,7 +72,7 @@ class RangedFile(io.RawIOBase):
             return self._blocks[number]
         offset = number * self._block_bytes
         size = min(self._block_bytes, self._info.num_bytes - offset)
-        self._blocks[number] = data = self._store.get_range(self._info.key, offset, size)
+        self._blocks[number] = data = self._store.get_range(self._info.key, offset, size, etag=self._info.etag)
         if len(self._blocks) > KEPT_BLOCKS:
             self._blocks.popitem(last=False)
         return data

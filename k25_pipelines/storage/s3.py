@@ -10,7 +10,7 @@ from botocore.loaders import create_loader
 from botocore.session import get_session
 
 from k25_pipelines.errors import ObjectExistsError, ObjectNotFoundError, StoreError
-from k25_pipelines.storage.store import ObjectInfo, checked_key, checked_length
+from k25_pipelines.storage.store import ObjectInfo, checked_etag, checked_key, checked_length
 from k25_pipelines.storage.throttle import FIRST_CONTACT, PATIENT, RetryPolicy, retried
 
 MAX_CONNECTIONS = 64
@@ -56,13 +56,25 @@ class S3Store:
         name = self._name(key)
         return self._ask(lambda: self._client.get_object(Bucket=self._bucket, Key=name)["Body"].read(), key)
 
-    def get_range(self, key: str, offset: int, num_bytes: int) -> bytes:
-        """Return exactly `num_bytes` bytes from `offset`."""
+    def get_range(self, key: str, offset: int, num_bytes: int, *, etag: str | None = None) -> bytes:
+        """Return exactly `num_bytes` bytes from `offset`, of the object of that etag alone if one is given."""
         if num_bytes == 0:
             return b""
-        name, span = self._name(key), f"bytes={offset}-{offset + num_bytes - 1}"
-        data = self._ask(lambda: self._client.get_object(Bucket=self._bucket, Key=name, Range=span)["Body"].read(), key)
-        return checked_length(data, num_bytes, where=f"{self.url}/{key} from byte {offset}")
+        name, where = self._name(key), f"{self.url}/{key}"
+        asked = {"Bucket": self._bucket, "Key": name, "Range": f"bytes={offset}-{offset + num_bytes - 1}"}
+
+        def read() -> bytes:
+            found = self._client.get_object(**asked)
+            with found["Body"] as body:
+                checked_etag(found["ETag"].strip('"'), etag, where=where)
+                return body.read()
+
+        try:
+            data = self._ask(read, key, passed={"InvalidRange"})
+        except botocore_errors.ClientError as error:  # the object ends before the range, so it may be another one
+            checked_etag(self.head(key).etag, etag, where=where)
+            raise StoreError(f"{self._where(key)} from byte {offset}: the object is shorter") from error
+        return checked_length(data, num_bytes, where=f"{where} from byte {offset}")
 
     def head(self, key: str) -> ObjectInfo:
         """Return size and etag of an object. Raises ObjectNotFoundError."""
@@ -152,8 +164,6 @@ class S3Store:
             return StoreError(bucket)
         if code in _MISSING_KEY:
             return ObjectNotFoundError(f"{where}: no such object")
-        if code == "InvalidRange":
-            return StoreError(f"{where}: the object is shorter than the range that was asked for")
         if code in _WRONG_KEYS:
             return StoreError(f"{where}: access refused ({code}); check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
         if isinstance(error, botocore_errors.NoCredentialsError | botocore_errors.PartialCredentialsError):

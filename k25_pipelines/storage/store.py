@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from k25_pipelines.errors import StoreError
+from k25_pipelines.errors import ObjectChangedError, StoreError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,8 +31,12 @@ class Store(Protocol):
         """Return a whole object. Raises ObjectNotFoundError."""
         ...
 
-    def get_range(self, key: str, offset: int, num_bytes: int) -> bytes:
-        """Return exactly `num_bytes` bytes from `offset`; a short object is a StoreError."""
+    def get_range(self, key: str, offset: int, num_bytes: int, *, etag: str | None = None) -> bytes:
+        """Return exactly `num_bytes` bytes from `offset`; a short object is a StoreError.
+
+        With an `etag`, bytes come back only of the object that has it; of another one at the same
+        key, whatever its size, comes ObjectChangedError. No further request is made.
+        """
         ...
 
     def head(self, key: str) -> ObjectInfo:
@@ -91,6 +95,15 @@ def checked_length(data: bytes, num_bytes: int, *, where: str) -> bytes:
     if len(data) != num_bytes:
         raise StoreError(f"{where} gave {len(data)} bytes where {num_bytes} were asked for: the object is shorter")
     return data
+
+
+def checked_etag(found: str, etag: str | None, *, where: str) -> None:
+    """Compare an object's etag with the one it had when it was indexed, if that is known. Raises ObjectChangedError."""
+    if etag is not None and found != etag:
+        raise ObjectChangedError(
+            f"{where} was overwritten: its etag is {found}, expected {etag};"
+            " restore it, or register the new state as a new dataset"
+        )
 
 
 def read_url(url: str) -> bytes:

@@ -1,5 +1,6 @@
 """The chunk cache: one fetch a range on a machine, bounded in bytes, and no trust in what lies on the disk."""
 
+import hashlib
 import multiprocessing
 import os
 import signal
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from k25_pipelines.errors import StoreError
+from k25_pipelines.errors import ObjectChangedError, StoreError
 from k25_pipelines.storage.cache import ChunkCache
 from k25_pipelines.storage.local import LocalStore
 
@@ -22,12 +23,15 @@ class CountedStore(LocalStore):
 
     seconds = 0.0
 
-    def get_range(self, key: str, offset: int, num_bytes: int) -> bytes:
+    def get_range(self, key: str, offset: int, num_bytes: int, *, etag: str | None = None) -> bytes:
         fetched = Path(self.url).parent / "fetched"
         fetched.mkdir(exist_ok=True)
         (fetched / f"{key}-{offset}-{os.getpid()}-{time.monotonic_ns()}").touch()
         time.sleep(self.seconds)
-        return super().get_range(key, offset, num_bytes)
+        return super().get_range(key, offset, num_bytes, etag=etag)
+
+
+ETAG = hashlib.md5(b"".join(bytes([number]) * CHUNK for number in range(20))).hexdigest()
 
 
 def expected(number: int) -> bytes:
@@ -47,8 +51,8 @@ def num_fetched(store: LocalStore) -> int:
     return len(list(folder.iterdir())) if folder.is_dir() else 0
 
 
-def read(cache: ChunkCache, store: LocalStore, number: int, etag: str = "1") -> bytes:
-    return cache.read(store, "object", number * CHUNK, CHUNK, etag)
+def read(cache: ChunkCache, store: LocalStore, number: int, etag: str = "") -> bytes:
+    return cache.read(store, "object", number * CHUNK, CHUNK, etag or ETAG)
 
 
 def files(folder: Path) -> list[Path]:
@@ -72,8 +76,19 @@ def test_another_etag_is_another_entry(tmp_path, store):
     cache = ChunkCache(tmp_path / "cache")
     read(cache, store, 3)
     store.put("object", b"\xff" * CHUNK * 20)
-    assert read(cache, store, 3, etag="2") == b"\xff" * CHUNK
-    assert read(cache, store, 3, etag="1") == expected(3)
+    assert read(cache, store, 3, etag=store.head("object").etag) == b"\xff" * CHUNK
+    assert read(cache, store, 3) == expected(3)
+
+
+def test_bytes_of_an_overwritten_object_are_refused_and_not_kept_under_the_old_name(tmp_path, store):
+    cache = ChunkCache(tmp_path / "cache")
+    read(cache, store, 3)
+    store.put("object", b"\xff" * CHUNK * 20)
+    with pytest.raises(ObjectChangedError, match=f"object was overwritten: its etag is .*, expected {ETAG}; restore it"):
+        read(cache, store, 4)
+    assert len(files(tmp_path / "cache")) == 1
+    store.put("object", b"".join(map(expected, range(20))))
+    assert read(cache, store, 4) == expected(4)
 
 
 def test_threads_that_want_the_same_range_share_one_flight(tmp_path, store):
@@ -159,7 +174,7 @@ def test_a_failed_fetch_fails_all_who_waited_and_is_tried_anew_by_the_next(tmp_p
     cache = ChunkCache(tmp_path / "cache")
     for _ in range(2):
         with pytest.raises(StoreError, match="shorter"):
-            cache.read(store, "object", 19 * CHUNK, 2 * CHUNK, "1")
+            cache.read(store, "object", 19 * CHUNK, 2 * CHUNK, ETAG)
     assert num_fetched(store) == 2
     assert files(tmp_path / "cache") == []
 

@@ -16,9 +16,9 @@ class CountingStore(MemoryStore):
 
     asked: list = []  # noqa: RUF012 - replaced by each test
 
-    def get_range(self, key: str, offset: int, num_bytes: int) -> bytes:
+    def get_range(self, key: str, offset: int, num_bytes: int, *, etag: str | None = None) -> bytes:
         self.asked.append((offset, num_bytes))
-        return super().get_range(key, offset, num_bytes)
+        return super().get_range(key, offset, num_bytes, etag=etag)
 
 
 def opened(block_bytes: int, data: bytes = DATA) -> RangedFile:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from k25_pipelines.errors import ObjectExistsError, ObjectNotFoundError, StoreError
+from k25_pipelines.errors import ObjectChangedError, ObjectExistsError, ObjectNotFoundError, StoreError
 from k25_pipelines.storage.store import ObjectInfo, open_store, read_url
 
 KEYS = st.lists(st.text("abz.-_ é+%", min_size=1, max_size=4), min_size=1, max_size=3).map("/".join)
@@ -51,6 +51,23 @@ def test_the_etag_changes_with_the_bytes(store):
     before = store.head("a").etag
     store.put("a", b"other")
     assert store.head("a").etag != before
+
+
+def test_a_range_of_an_object_of_known_etag_is_never_one_of_another(store):
+    store.put("digits", b"0123456789")
+    etag = store.head("digits").etag
+    assert (store.get_range("digits", 3, 4, etag=etag), next(store.list()).etag) == (b"3456", etag)
+    for other in [b"9876543210", b"01234567890", b"01"]:
+        store.put("digits", other)
+        found = store.head("digits").etag
+        with pytest.raises(ObjectChangedError) as failure:
+            store.get_range("digits", 3, 4, etag=etag)
+        assert str(failure.value) == (
+            f"{store.url}/digits was overwritten: its etag is {found}, expected {etag};"
+            " restore it, or register the new state as a new dataset"
+        )
+    store.put("digits", b"0123456789")
+    assert store.get_range("digits", 3, 4, etag=etag) == b"3456"
 
 
 @pytest.mark.parametrize("ask", ["get", "head"])

@@ -98,7 +98,7 @@ def _line(job: ScanJob, entry: Entry) -> Line:
         reason = "the annotations list it, but there is no such object"
         return line_of(entry, Part(kind="image", shard=entry.shard), reason)
     try:
-        header = probe_image_at(partial(job.store.get_range, info.key), info.num_bytes)
+        header = probe_image_at(partial(job.store.get_range, info.key, etag=info.etag), info.num_bytes)
     except SampleError as error:
         return line_of(entry, media_part("image", info, None), str(error))
     stated, shown = (entry.width, entry.height), (header.width, header.height)

@@ -17,7 +17,7 @@ def scan(job: ScanJob) -> Iterator[Line]:
 
 
 def _line(job: ScanJob, info: ObjectInfo) -> Line:
-    data, text, reason = job.store.get(info.key), "", ""
+    data, text, reason = job.store.get_range(info.key, 0, info.num_bytes, etag=info.etag), "", ""
     try:
         text = data.decode("utf-8")
         reason = "" if text.strip() else "empty"

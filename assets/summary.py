@@ -1,0 +1,74 @@
+"""The closing words of the demo: what was trained, what it learnt, where to look. The lake in, text out."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from assets.outputs import MAIN, checkpoint_record, read_output
+from assets.pretraining import ASSET_OF_STAGE
+from assets.reporting import in_words
+from assets.resources import TrainerResource
+from k25_pipelines.storage.store import Store
+
+NEEDLE_LINES = {
+    "digits right, at the extended context": "digit_accuracy_extended",
+    "loss of the digits, at the extended context": "digit_nll_extended",
+    "loss of text within the first context": "text_nll_within_context",
+    "loss of text beyond the first context": "text_nll_beyond_context",
+}
+
+
+def summary(lake: Store, trainer: TrainerResource) -> str:
+    """Return the tables of stages and evaluations of the main edition, and where report and web page are."""
+    tables = [_stages(lake, trainer.scale), _captions(lake, trainer.scale), _needle(lake, trainer.scale)]
+    report = Path(trainer.work).resolve().parent / "report" / "index.html"
+    return "\n" + "\n".join(map(aligned, tables)) + f"\nreport     {report}\nweb page   k25 ui\n"
+
+
+def aligned(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows, all with the same columns, as lines of text; numbers stand to the right."""
+    words = [list(rows[0]), *([in_words(value) for value in row.values()] for row in rows)]
+    widths = [max(len(line[column]) for line in words) for column in range(len(rows[0]))]
+    is_number = [isinstance(value, int | float) for value in rows[0].values()]
+    lines = [
+        "  ".join(
+            word.rjust(width) if right else word.ljust(width)
+            for word, width, right in zip(line, widths, is_number, strict=True)
+        )
+        for line in words
+    ]
+    return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]]) + "\n"
+
+
+def _stages(lake: Store, scale: str) -> list[dict[str, Any]]:
+    rows = []
+    for stage, asset in ASSET_OF_STAGE.items():
+        record = checkpoint_record(lake, read_output(lake, asset, scale=scale, edition=MAIN)["checkpoint"])
+        if record is None:
+            continue
+        metrics = record["metrics"]
+        figures = {name: metrics[name] for name in ("tokens", "vision_share", "first_loss", "last_loss")}
+        rows.append({"stage": stage, "steps": record["step"], **_titled(figures), "checkpoint": record["key"]})
+    return rows
+
+
+def _captions(lake: Store, scale: str) -> list[dict[str, Any]]:
+    rows = []
+    for stage in ("vit", "projector"):
+        found = read_output(lake, f"{stage}_caption_evaluation", scale=scale, edition=MAIN)
+        losses = {"own image": found["true_loss"], "another's image": found["shuffled_loss"]}
+        rows.append({"held-out caption loss": stage, **losses, "samples": found["samples"]})
+    return rows
+
+
+def _needle(lake: Store, scale: str) -> list[dict[str, Any]]:
+    found = read_output(lake, "needle_evaluation", scale=scale, edition=MAIN)
+    before, after = found["before"], found["after"]
+    return [
+        {"long context": title, "before stage 3": before[name], "after stage 3": after[name]}
+        for title, name in NEEDLE_LINES.items()
+    ]
+
+
+def _titled(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.replace("_", " "): value for name, value in figures.items()}
