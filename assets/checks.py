@@ -4,7 +4,6 @@ from typing import Any
 
 import dagster as dg
 
-from assets import evaluation, plans, pretraining
 from assets.outputs import checkpoint_record, edition_of, read_output
 from assets.pretraining import ASSET_OF_STAGE
 from assets.resources import LakeResource, TrainerResource
@@ -19,7 +18,7 @@ SHARE_TOLERANCE = 0.005
 ERROR, WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
 
 
-@dg.asset_check(asset=plans.joint_plan)
+@dg.asset_check(asset="joint_plan")
 def joint_packs_are_full(
     context: dg.AssetCheckExecutionContext, lake: LakeResource, trainer: TrainerResource
 ) -> dg.AssetCheckResult:
@@ -27,7 +26,7 @@ def joint_packs_are_full(
     return fill_check(_output(context, lake, trainer, "joint_plan"), severity=severity(trainer))
 
 
-@dg.asset_check(asset=plans.long_context_plan)
+@dg.asset_check(asset="long_context_plan")
 def long_packs_are_full(
     context: dg.AssetCheckExecutionContext, lake: LakeResource, trainer: TrainerResource
 ) -> dg.AssetCheckResult:
@@ -35,7 +34,7 @@ def long_packs_are_full(
     return fill_check(_output(context, lake, trainer, "long_context_plan"), severity=severity(trainer))
 
 
-@dg.asset_check(asset=pretraining.joint_checkpoint)
+@dg.asset_check(asset="joint_checkpoint")
 def joint_vision_share_is_the_recipes(
     context: dg.AssetCheckExecutionContext, lake: LakeResource, trainer: TrainerResource
 ) -> dg.AssetCheckResult:
@@ -44,7 +43,7 @@ def joint_vision_share_is_the_recipes(
     return share_check(_record(context, lake, trainer, "joint"), planned, severity=severity(trainer))
 
 
-@dg.asset_check(asset=pretraining.language_checkpoint)
+@dg.asset_check(asset="language_checkpoint")
 def language_loss_fell(
     context: dg.AssetCheckExecutionContext, lake: LakeResource, trainer: TrainerResource
 ) -> dg.AssetCheckResult:
@@ -52,7 +51,7 @@ def language_loss_fell(
     return loss_check(_record(context, lake, trainer, "warmup"), severity=severity(trainer))
 
 
-@dg.asset_check(asset=pretraining.vit_checkpoint)
+@dg.asset_check(asset="vit_checkpoint")
 def vit_loss_fell(
     context: dg.AssetCheckExecutionContext, lake: LakeResource, trainer: TrainerResource
 ) -> dg.AssetCheckResult:
@@ -60,7 +59,7 @@ def vit_loss_fell(
     return loss_check(_record(context, lake, trainer, "vit"), severity=severity(trainer))
 
 
-@dg.asset_check(asset=pretraining.projector_checkpoint)
+@dg.asset_check(asset="projector_checkpoint")
 def projector_loss_fell(
     context: dg.AssetCheckExecutionContext, lake: LakeResource, trainer: TrainerResource
 ) -> dg.AssetCheckResult:
@@ -68,7 +67,7 @@ def projector_loss_fell(
     return loss_check(_record(context, lake, trainer, "projector"), severity=severity(trainer))
 
 
-@dg.asset_check(asset=pretraining.joint_checkpoint)
+@dg.asset_check(asset="joint_checkpoint")
 def joint_loss_fell(
     context: dg.AssetCheckExecutionContext, lake: LakeResource, trainer: TrainerResource
 ) -> dg.AssetCheckResult:
@@ -76,7 +75,7 @@ def joint_loss_fell(
     return loss_check(_record(context, lake, trainer, "joint"), severity=severity(trainer))
 
 
-@dg.asset_check(asset=evaluation.projector_caption_evaluation)
+@dg.asset_check(asset="projector_caption_evaluation")
 def true_images_beat_shuffled_ones(
     context: dg.AssetCheckExecutionContext, lake: LakeResource, trainer: TrainerResource
 ) -> dg.AssetCheckResult:
@@ -84,7 +83,7 @@ def true_images_beat_shuffled_ones(
     return sight_check(_output(context, lake, trainer, "projector_caption_evaluation"), severity=severity(trainer))
 
 
-@dg.asset_check(asset=pretraining.long_context_checkpoint)
+@dg.asset_check(asset="long_context_checkpoint")
 def lineage_is_complete(
     context: dg.AssetCheckExecutionContext, lake: LakeResource, trainer: TrainerResource
 ) -> dg.AssetCheckResult:

@@ -131,8 +131,7 @@ def known_datasets(lake: Store) -> list[str]:
 def register_listed(lake: Store, name: str) -> None:
     """Register a dataset that the lake lists as ready; one that is not listed was registered by hand."""
     if entry := _listed(lake).get(name):
-        places = {field: _below(lake, entry[field]) for field in ("uri", "annotations")}
-        register(lake, Registration(**{**entry, **places}))
+        register(lake, Registration(**entry))
 
 
 def _listed(lake: Store) -> dict[str, dict]:
@@ -141,11 +140,6 @@ def _listed(lake: Store) -> dict[str, dict]:
     except ObjectNotFoundError:
         return {}
     return {entry["name"]: entry for entry in entries}
-
-
-def _below(lake: Store, place: str | None) -> str | None:
-    """Return a URI; a key of the lake becomes one."""
-    return place if not place or "://" in place or place.startswith("/") else f"{lake.url}/{place}"
 
 
 def _current_digest(lake: Store, name: str) -> str | None:

@@ -5,6 +5,7 @@ them. A second call finds what is made; one after a kill goes on where the first
 """
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -59,10 +60,8 @@ class Board:
 
         def on_event(entry: "EventLogEntry") -> None:
             event = entry.dagster_event
-            if event is None and entry.step_key and not entry.user_message.startswith("[pipes]"):
-                self.bar.set_postfix_str(entry.user_message.partition("\n")[0][:90])
-            elif event is None:
-                return
+            if event is None:
+                self._words(entry)
             elif event.event_type_value == "STEP_START":
                 self.bar.set_description_str(f"{event.step_key} {what}".strip()[:36])
             elif event.event_type_value == "ASSET_MATERIALIZATION":
@@ -77,6 +76,15 @@ class Board:
         self.bar.set_postfix_str("")
         self.bar.close()
 
+    def _words(self, entry: "EventLogEntry") -> None:
+        line = entry.user_message.partition("\n")[0]
+        if not entry.step_key or line.startswith("[pipes]"):
+            return
+        self.bar.set_postfix_str(line[:90])
+        if self.bar.disable and int(entry.level) >= logging.INFO:  # no terminal: what moves a bar there is a line here
+            self.bar.write(f"      {line}", file=sys.stdout)
+            sys.stdout.flush()
+
     def _asset(self, event: Any, what: str) -> None:
         metadata = {name: value.value for name, value in event.materialization.metadata.items()}
         facts = [
@@ -89,12 +97,13 @@ class Board:
         self.bar.update(1)
 
     def _check(self, check: Any) -> None:
-        if not check.passed:
-            self.bar.write(
-                f"  ! check {check.check_name} of {check.asset_key.to_user_string()} failed", file=sys.stdout
-            )
-            if check.severity == dg.AssetCheckSeverity.ERROR:
-                self.failed_checks.append(check.check_name)
+        if check.passed:
+            return
+        is_error = check.severity == dg.AssetCheckSeverity.ERROR
+        words = "failed" if is_error else "failed (a warning)"
+        self.bar.write(f"  ! check {check.check_name} {words}: {check.asset_key.to_user_string()}", file=sys.stdout)
+        if is_error:
+            self.failed_checks.append(check.check_name)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -129,6 +138,10 @@ def _materialize_all(instance: dg.DagsterInstance, lake: Store) -> int:
         sys.stdout.write("Stopped. The same command goes on where this one stopped.\n")
         return 1
     sys.stdout.write(summary(lake, trainer_from_env()))
+    if board.failed_checks:
+        sys.stdout.write(
+            f"Everything was made; {len(board.failed_checks)} checks failed: {', '.join(board.failed_checks)}\n"
+        )
     return 1 if board.failed_checks else 0
 
 

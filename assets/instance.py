@@ -10,7 +10,7 @@ from pathlib import Path
 import dagster as dg
 
 from assets import processes
-from assets.partitions import DATASETS
+from assets.partitions import PARTITION_SET
 from assets.resources import DAGSTER_HOME_DEFAULT, REPOSITORY, dagster_home, lake_from_env
 from k25_pipelines.storage.store import Store
 
@@ -38,7 +38,7 @@ def add_datasets(instance: dg.DagsterInstance, lake: Store) -> list[str]:
     from assets.data_layer import known_datasets
 
     names = known_datasets(lake)
-    instance.add_dynamic_partitions(DATASETS.name, names)
+    instance.add_dynamic_partitions(PARTITION_SET, names)
     return names
 
 
@@ -51,11 +51,11 @@ def close_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     folder = processes.records_folder(instance.root_directory)
     for run_id, alive in processes.recorded_runs(folder).items():
         run = instance.get_run_by_id(run_id)
-        finished = run is None or run.is_finished
-        if not finished and not alive:
+        is_open = run is not None and not run.is_finished
+        if run and is_open and not alive:
             instance.report_run_failed(run, "The process of this run was killed. Launch it again: it continues.")
             closed.append(run_id)
-        if finished or not alive:
+        if not (is_open and alive):
             processes.forget_process(folder, run_id)
     return closed
 

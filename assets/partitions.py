@@ -2,5 +2,7 @@
 
 import dagster as dg
 
-DATASETS = dg.DynamicPartitionsDefinition(name="dataset")
+PARTITION_SET = "dataset"
+"""What Dagster calls the set of datasets; its instance keeps their names under it."""
+DATASETS = dg.DynamicPartitionsDefinition(name=PARTITION_SET)
 """Names of the lake's datasets; `assets.instance.add_datasets` and the sensor add them."""

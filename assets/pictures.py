@@ -25,7 +25,9 @@ def histogram(values: np.ndarray, *, title: str, unit: str) -> bytes:
     return _png(figure)
 
 
-def curves(lines: Mapping[str, Sequence[float]], *, title: str, unit: str, level: float | None = None) -> bytes:
+def curves(
+    lines: Mapping[str, Sequence[float] | np.ndarray], *, title: str, unit: str, level: float | None = None
+) -> bytes:
     """Return the picture of one curve a name over the steps; `level` is drawn as a dashed line."""
     figure, axes = _canvas(title)
     for (name, values), ink in zip(lines.items(), INK * len(lines), strict=False):

@@ -1,7 +1,7 @@
 """The report of a run: what the lake says was made in, one self-contained HTML page out."""
 
 import html
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from assets.data_layer import sample_pictures
@@ -10,6 +10,7 @@ from assets.pictures import bars, curves
 from assets.plans import step_table
 from assets.pretraining import ASSET_OF_STAGE
 from assets.reporting import data_url, in_words
+from assets.summary import caption_rows, needle_rows
 from k25_pipelines.catalog.registry import dataset_names, load_manifest
 from k25_pipelines.storage.store import Store
 
@@ -39,7 +40,11 @@ def page(lake: Store, *, scale: str, edition: str) -> str:
         ("What was trained", "Every stage reads its own plan, and starts from the stage before.", _stages(records)),
         ("Losses", "One curve a stage, a point a step.", _losses(records)),
         ("Plans", "Fill and vision share of each step, as planned before a byte was read.", _plans(lake, records)),
-        ("Evaluations", "On samples that no plan holds.", _evaluations(lake, scale, edition)),
+        (
+            "Evaluations",
+            "Captions that no plan holds, with their own and with another's image; a number told far back in a text.",
+            _evaluations(lake, scale, edition),
+        ),
         ("Samples", "As stored, with their boxes.", _samples(lake)),
         ("Lineage", "Each checkpoint, what it was trained on, and what it descends from.", _lineage(records)),
     ]
@@ -93,27 +98,17 @@ def _plans(lake: Store, records: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _evaluations(lake: Store, scale: str, edition: str) -> str:
-    found = {}
-    for name in ("vit_caption_evaluation", "projector_caption_evaluation", "needle_evaluation"):
-        try:
-            found[name] = read_output(lake, name, scale=scale, edition=edition)
-        except NotMadeError:
-            continue
-    rows = [
-        {"evaluation": name, "measure": measure, "value": value}
-        for name, metrics in found.items()
-        for measure, value in _flat(metrics)
-    ]
-    captions = [
+    captions = caption_rows(lake, scale=scale, edition=edition)
+    pictures = [
         bars(
-            {"own image": metrics["true_loss"], "another's": metrics["shuffled_loss"]},
-            title=name.replace("_", " "),
-            unit="held-out loss, nats a token",
+            {name: row[name] for name in ("own image", "another's image")},
+            title=row["held-out caption loss"],
+            unit="held-out caption loss, nats a token",
         )
-        for name, metrics in found.items()
-        if "true_loss" in metrics
+        for row in captions
     ]
-    return html_table(rows) + _pictures(captions)
+    needle = needle_rows(lake, scale=scale, edition=edition)
+    return f"{html_table(captions)}<br>{_pictures(pictures)}<br>{html_table(needle)}"
 
 
 def _samples(lake: Store) -> str:
@@ -152,14 +147,6 @@ def _cell(value: Any) -> str:
     return f"<td{kind}>{html.escape(in_words(value))}</td>"
 
 
-def _pictures(pngs: Any) -> str:
+def _pictures(pngs: Iterable[bytes]) -> str:
     images = "".join(f'<img alt="" src="{data_url(png)}">' for png in pngs)
     return f'<div class="pictures">{images}</div>'
-
-
-def _flat(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    for name, value in metrics.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name} ")
-        elif isinstance(value, int | float):
-            yield f"{prefix}{name}", value

@@ -4,7 +4,7 @@ import dagster as dg
 
 from assets import data_layer, plans, pretraining
 from assets.outputs import EDITION_TAG
-from assets.partitions import DATASETS
+from assets.partitions import DATASETS, PARTITION_SET
 from assets.pretraining import ASSET_OF_STAGE
 from assets.resources import LakeResource, retraining_from_env
 from k25_pipelines.catalog.registry import dataset_names, dataset_versions
@@ -70,7 +70,7 @@ def registered_datasets(context: dg.SensorEvaluationContext, lake: LakeResource)
     Datasets that only lie ready (`raw/datasets.json`) get their partition and wait for a hand.
     """
     objects = lake.open()
-    names, known = data_layer.known_datasets(objects), context.instance.get_dynamic_partitions(DATASETS.name)
+    names, known = data_layer.known_datasets(objects), context.instance.get_dynamic_partitions(PARTITION_SET)
     new = sorted(set(names) - set(known))
     unindexed = [name for name in dataset_names(objects) if not dataset_versions(objects, name)]
     if not new and not unindexed:

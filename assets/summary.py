@@ -20,7 +20,8 @@ NEEDLE_LINES = {
 
 def summary(lake: Store, trainer: TrainerResource) -> str:
     """Return the tables of stages and evaluations of the main edition, and where report and web page are."""
-    tables = [_stages(lake, trainer.scale), _captions(lake, trainer.scale), _needle(lake, trainer.scale)]
+    main = {"scale": trainer.scale, "edition": MAIN}
+    tables = [_stages(lake, trainer.scale), caption_rows(lake, **main), needle_rows(lake, **main)]
     report = Path(trainer.work).resolve().parent / "report" / "index.html"
     return "\n" + "\n".join(map(aligned, tables)) + f"\nreport     {report}\nweb page   k25 ui\n"
 
@@ -52,17 +53,19 @@ def _stages(lake: Store, scale: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _captions(lake: Store, scale: str) -> list[dict[str, Any]]:
+def caption_rows(lake: Store, *, scale: str, edition: str) -> list[dict[str, Any]]:
+    """Return the held-out caption losses of stages 1a and 1b; NotMadeError where one was not measured."""
     rows = []
     for stage in ("vit", "projector"):
-        found = read_output(lake, f"{stage}_caption_evaluation", scale=scale, edition=MAIN)
+        found = read_output(lake, f"{stage}_caption_evaluation", scale=scale, edition=edition)
         losses = {"own image": found["true_loss"], "another's image": found["shuffled_loss"]}
         rows.append({"held-out caption loss": stage, **losses, "samples": found["samples"]})
     return rows
 
 
-def _needle(lake: Store, scale: str) -> list[dict[str, Any]]:
-    found = read_output(lake, "needle_evaluation", scale=scale, edition=MAIN)
+def needle_rows(lake: Store, *, scale: str, edition: str) -> list[dict[str, Any]]:
+    """Return what stage 3 changed over a long context; NotMadeError where it was not measured."""
+    found = read_output(lake, "needle_evaluation", scale=scale, edition=edition)
     before, after = found["before"], found["after"]
     return [
         {"long context": title, "before stage 3": before[name], "after stage 3": after[name]}

@@ -12,7 +12,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -26,23 +28,53 @@ STAGES = ("warmup", "vit", "projector", "joint", "long_context")
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    options = build_parser().parse_args(arguments)
+    name = "k25"
+    if isinstance(sys.stdout, TextIOWrapper):  # a terminal that cannot show a sign is no reason to stop
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return options.run(options) or 0
+        try:
+            options = build_parser().parse_args(arguments)
+            name = f"k25 {options.command}"
+            return options.run(options) or 0
+        finally:
+            sys.stdout.flush()  # here, where what goes wrong can still be told
     except K25Error as error:
-        print(f"k25 {options.command}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
+    except OSError as error:
+        print(f"{name}: {error.filename or 'output'}: {error.strerror or error}; check path and space", file=sys.stderr)
+        _drop_output()
+        return 2
+
+
+def _drop_output() -> None:
+    """Let Python's last flush of what could not be written go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all of ours are."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}; see: {self.prog} --help\n")
+
+
+def _count(words: str) -> int:
+    """Return a number of things, of which there must be one."""
+    if not (words.isdecimal() and int(words) > 0):
+        raise argparse.ArgumentTypeError(f"{words!r} is not a whole number above 0")
+    return int(words)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of every command, each with a line of purpose and an example."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="k25",
         description="A deterministic S3 data layer for vision-language training.",
         epilog="examples:\n"
@@ -134,7 +166,9 @@ def _child(module: str, *words: str, quiet: bool = False) -> int:
     if not (ROOT / "trainers").is_dir():
         raise K25Error(f"{module} runs from the repository, and {ROOT} holds the library alone; clone the repository")
     output = subprocess.DEVNULL if quiet else None
-    return subprocess.call([sys.executable, "-m", module, *words], cwd=ROOT, stdout=output, stderr=output)
+    lake = {"K25_LAKE": open_store(os.environ["K25_LAKE"]).url} if os.environ.get("K25_LAKE") else {}  # cwd is another
+    command = [sys.executable, "-m", module, *words]
+    return subprocess.call(command, cwd=ROOT, env={**os.environ, **lake}, stdout=output, stderr=output)
 
 
 def _load_server_environment() -> None:
@@ -183,7 +217,7 @@ def _dataset_commands(commands) -> None:
         example="k25 index web",
     )
     index.add_argument("name")
-    index.add_argument("--threads", type=int, default=8)
+    index.add_argument("--threads", type=_count, default=8)
 
     datasets = _command(
         commands, "datasets", _datasets, purpose="list the datasets of the lake", example="k25 datasets"
@@ -203,7 +237,7 @@ def _dataset_commands(commands) -> None:
     browse.add_argument("name", nargs="?")
     browse.add_argument("--plan")
     browse.add_argument("--step", type=int, default=0)
-    browse.add_argument("--samples", type=int, default=24)
+    browse.add_argument("--samples", type=_count, default=24)
     browse.add_argument("--output", type=Path, help="the page; below .k25/gallery if not given")
 
 
@@ -284,7 +318,7 @@ def _browse(options: argparse.Namespace) -> None:
             name = options.name
     output = options.output or STATE / "gallery" / f"{name}.html"
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page)
+    output.write_text(page, encoding="utf-8")
     print(output)
 
 
@@ -300,7 +334,7 @@ def _plan_commands(commands) -> None:
         example="k25 plan recipe.yaml --steps 200   or   k25 plan show PLAN",
     )
     plan.add_argument("words", nargs="+", metavar="RECIPE.yaml | show PLAN")
-    plan.add_argument("--steps", type=int, help="the recipe's, if not given; more steps extend the same plan")
+    plan.add_argument("--steps", type=_count, help="the recipe's, if not given; more steps extend the same plan")
     plan.add_argument("--json", action="store_true")
 
     batch = _command(
@@ -313,15 +347,15 @@ def _plan_commands(commands) -> None:
     batch.add_argument("plan")
     batch.add_argument("--steps", required=True, type=_step_range, metavar="A:B", help="from A up to but not B")
     batch.add_argument("--rank", type=int, default=0)
-    batch.add_argument("--num-ranks", type=int, default=1)
-    batch.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    batch.add_argument("--num-ranks", type=_count, default=1)
+    batch.add_argument("--threads", type=_count, default=os.cpu_count() or 1)
     batch.add_argument("--digest", action="store_true", help="one line a pack: step=<n> pack=<i> sha256=<hex>")
     batch.add_argument("--show", action="store_true", help="one line a sample")
 
 
 def _step_range(words: str) -> tuple[int, int]:
     first, _, end = words.partition(":")
-    if not (first.isdigit() and end.isdigit() and int(first) < int(end)):
+    if not (first.isdecimal() and end.isdecimal() and int(first) < int(end)):
         raise argparse.ArgumentTypeError(f"{words!r} is no range of steps; write A:B, such as 0:4")
     return int(first), int(end)
 
@@ -354,10 +388,13 @@ def _batch(options: argparse.Namespace) -> None:
     from k25_pipelines.loader import PlanLoader
 
     first, end = options.steps
+    if not 0 <= options.rank < options.num_ranks:
+        raise K25Error(f"--rank {options.rank} of --num-ranks {options.num_ranks}: ranks are counted from 0")
     cache = STATE / "cache"
     with PlanLoader(
         options.plan, _lake(), rank=options.rank, num_ranks=options.num_ranks, threads=options.threads, cache=cache
     ) as loader:
+        loader.plan.segment_of(end - 1)  # a range past the end is refused before anything of it is printed
         for step in tqdm(range(first, end), desc="batches", unit="step", disable=not sys.stderr.isatty()):
             batch = loader.batch(step)
             if options.digest:

@@ -183,7 +183,7 @@ def _marked_words(sample: Provenance, batch: Batch, tokenizer: Tokenizer) -> str
     edges = [0, *(np.flatnonzero(np.diff(is_target)) + 1).tolist(), len(ids)]
     told = []
     for first, end in pairwise(edges):
-        text = html.escape(_shortened(tokenizer.decode(ids[first:end])))
+        text = html.escape(_shortened(tokenizer.decode(ids[first:end].tolist())))
         told.append(text if first < end and is_target[first] else f"<span class=masked>{text}</span>")
     return "".join(told)
 

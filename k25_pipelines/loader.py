@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from operator import index
 from pathlib import Path
 from typing import Self
 
@@ -91,7 +92,7 @@ class PlanLoader:
         self._pending: dict[int, list[tuple[dict, Future[Example | str]]]] = {}
         self._fetched: set[tuple[str, int]] = set()
         self._newest: tuple[int, Batch] | None = None
-        self._next_step = 0
+        self._next_step, self._is_closed = 0, False
         self._decoders = ThreadPoolExecutor(threads or os.cpu_count(), thread_name_prefix="decode")
         self._fetchers = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
 
@@ -101,7 +102,10 @@ class PlanLoader:
         Raises:
             PlanError: the plan has no such step.
             StoreError: the store failed, retries included; the same call may be repeated.
+            ObjectChangedError: an object is not the one that was indexed.
+            ValueError: the loader is closed.
         """
+        step = index(step)
         ahead = STEPS_AHEAD if step == self._next_step else 0
         for late in [number for number in self._pending if not step <= number <= step + ahead]:
             for _, future in self._pending.pop(late):
@@ -145,8 +149,8 @@ class PlanLoader:
         if sorted(state) != sorted(STATE_FIELDS):
             raise PlanError(f"a loader state has the fields {', '.join(STATE_FIELDS)}, not {', '.join(state)}")
         step = state["step"]
-        if not (isinstance(step, int) and 0 <= step <= self.plan.num_steps):
-            raise PlanError(f"the state's step is {step}, the plan {self.plan.id} has {self.plan.num_steps}")
+        if type(step) is not int or not 0 <= step <= self.plan.num_steps:
+            raise PlanError(f"the state's step is {step!r}, the plan {self.plan.id} has {self.plan.num_steps}")
         own = {"run": self.run, "plan": self.plan.id, "segment": self._segment(step)}
         for name, value in own.items():
             if state[name] != value:
@@ -154,7 +158,8 @@ class PlanLoader:
         self._next_step = step
 
     def close(self) -> None:
-        """End the threads; what was decoded ahead is dropped."""
+        """End the threads; what was decoded ahead is dropped. Closing twice is fine."""
+        self._is_closed = True
         for pool in (self._decoders, self._fetchers):
             pool.shutdown(cancel_futures=True)
         self._pending.clear()
@@ -176,6 +181,8 @@ class PlanLoader:
         return rank_packs(int(np.max(rows["pack"].to_numpy())) + 1, self.rank, self.num_ranks)
 
     def _submit(self, step: int) -> None:
+        if self._is_closed:
+            raise ValueError(f"this loader of plan {self.plan.id} is closed; open another")
         if step in self._pending:
             return
         if not 0 <= step < self.plan.num_steps:

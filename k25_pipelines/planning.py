@@ -90,7 +90,7 @@ class Plan:
 
     def _number(self, step: int) -> int:
         if not 0 <= step < self.num_steps:
-            raise PlanError(f"plan {self.id} has steps 0 to {self.num_steps - 1}, not {step}; plan more steps")
+            raise PlanError(f"plan {self.id} has steps 0 to {self.num_steps - 1}, not {step}; extend it")
         return bisect_right([info.first_step for info in self.segments], step) - 1
 
     def _table(self, number: int) -> pa.Table:
@@ -114,6 +114,8 @@ def read_recipe(source: str | Path) -> Recipe:
             text = Path(source).read_text(encoding="utf-8")
         except OSError as error:
             raise RecipeError(f"recipe {source}: {error.strerror}; give the path of a YAML file") from error
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"recipe {source}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
     try:
         return parse_recipe(yaml.safe_load(text))
     except yaml.YAMLError as error:

@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 import tarfile
 import time
 
@@ -10,6 +13,7 @@ import pytest
 from PIL import Image
 
 from k25_pipelines.storage.store import open_store
+from tests.conftest import ROOT
 
 RECIPE = """
 name: words
@@ -202,3 +206,101 @@ def test_a_range_of_steps_past_the_plan_is_refused(k25, lake, register, tmp_path
     plan = k25("plan", tmp_path / "recipe.yaml").stdout.splitlines()[-1]
     refused(k25("batch", plan, "--steps", "6:9", "--digest"), "steps 0 to 5", "extend")
     refused(k25("batch", "0" * 32, "--steps", "0:1"), "0" * 32)
+
+
+@pytest.fixture
+def folder_lake(k25, tmp_path, monkeypatch):
+    """A lake in a folder over notes in another whose name is odd, and the id of a plan of them."""
+    raw = tmp_path / "my data é%20"
+    raw.mkdir()
+    for number in range(40):
+        (raw / f"nöte #{number} 'q'&.txt").write_text(f"note {number}: " + "some words of it " * 9, encoding="utf-8")
+    monkeypatch.setenv("K25_LAKE", str(tmp_path / "lake"))
+    done = k25("register", "notes", f"{raw}/", "--kind", "text", "--licence", "MIT", "--source", "Größe")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert k25("index", "notes").returncode == 0
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    return k25("plan", tmp_path / "recipe.yaml").stdout.splitlines()[-1]
+
+
+def test_a_lake_in_a_folder_is_the_same_from_any_working_directory(k25, folder_lake, tmp_path, monkeypatch):
+    expected = k25("batch", folder_lake, "--steps", "0:2", "--digest").stdout
+    assert len(expected.splitlines()) == 8
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("K25_LAKE", "lake")
+    command = [sys.executable, "-m", "k25_pipelines", "batch", folder_lake, "--steps", "0:2", "--digest"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run(command, env=environment, capture_output=True, text=True).stdout == expected
+    page = k25("browse", "notes", "--output", tmp_path / "page.html", K25_LAKE=str(tmp_path / "lake"))
+    assert (page.returncode, "Größe" in (tmp_path / "page.html").read_text(encoding="utf-8")) == (0, True)
+
+
+def test_children_of_a_lake_in_a_relative_folder_get_its_whole_path(tmp_path, monkeypatch):
+    from k25_pipelines import cli
+
+    seen = {}
+    monkeypatch.setattr(subprocess, "call", lambda *_, env, **__: seen.update(env) or 0)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("K25_LAKE", "lake")
+    assert (cli.main(["down"]), seen["K25_LAKE"]) == (0, str(tmp_path / "lake"))
+
+
+def test_a_terminal_that_cannot_show_a_sign_gets_its_number(k25, folder_lake):
+    done = k25("stats", "notes", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr, r"my data \xe9%20" in done.stdout) == (0, "", True)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["datasets"], ["batch", "--help"]])
+def test_a_reader_that_has_gone_is_no_error(folder_lake, words):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-m", "k25_pipelines", *words]
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, **pipe) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 0)
+
+
+def test_output_that_cannot_be_written_is_one_line(k25, folder_lake, tmp_path):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "k25_pipelines", "datasets"]
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "k25 datasets: output: No space left on device; check path and space\n",
+    )
+    refused(k25("browse", "notes", "--output", tmp_path), str(tmp_path), "Is a directory")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--rank", 5, "--num-ranks", 2], "--rank 5 of --num-ranks 2: ranks are counted from 0"),
+        (["--rank", -1], "--rank -1"),
+        (["--num-ranks", 0], "'0' is not a whole number above 0"),
+        (["--threads", -2], "'-2' is not a whole number above 0"),
+        (["--thread", "many"], "'many' is not a whole number above 0; see: k25 batch --help"),
+        (["--steps", "1:1"], "'1:1' is no range of steps"),
+        (["--steps", "4:9"], "steps 0 to 5, not 8; extend it"),
+    ],
+)
+def test_a_batch_that_cannot_be_is_refused_in_one_line_and_nothing_is_printed(k25, folder_lake, words, said):
+    refused(k25("batch", folder_lake, "--steps", "0:6", "--digest", *words), said)
+
+
+def test_an_object_that_was_overwritten_stops_the_batch_in_one_line(k25, folder_lake, tmp_path):
+    for note in (tmp_path / "my data é%20").iterdir():
+        note.write_bytes(note.read_bytes().replace(b"note", b"nope"))
+    refused(k25("batch", folder_lake, "--steps", "0:1", "--digest"), "notes: ", ".txt was overwritten: its etag is ")
+
+
+def test_two_buckets_a_lake_in_one_and_a_dataset_in_the_other(k25, s3_environment):
+    import boto3
+
+    boto3.client("s3", endpoint_url=s3_environment["AWS_ENDPOINT_URL"]).create_bucket(Bucket="my-own.bucket")
+    own = open_store("s3://my-own.bucket/some prefix/é+%20&")
+    own.put("notes/a.txt", b"A note of its own.")
+    told = ["--kind", "text", "--licence", "MIT", "--source", "own"]
+    assert k25("register", "own", f"{own.url}/notes/", *told).returncode == 0
+    assert k25("index", "own").returncode == 0
+    assert json.loads(k25("stats", "own", "--json").stdout)["num_lines"] == 1
+    assert [info.key for info in own.list()] == ["notes/a.txt"]

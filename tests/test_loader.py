@@ -1,5 +1,6 @@
 """What `loader.py` promises: a step is what the plan says, on any rank, with any threads, before and after a resume."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -7,14 +8,14 @@ import json
 import numpy as np
 import pytest
 
-from k25_pipelines.errors import PlanError, StoreError
+from k25_pipelines.errors import ObjectChangedError, PlanError, StoreError
 from k25_pipelines.loader import PlanLoader, step_digest
 from k25_pipelines.plan.recipe import parse_recipe
 from k25_pipelines.planning import make_plan, open_plan
 from k25_pipelines.sample.batch import pack_digest
 from k25_pipelines.sample.tokens import load_tokenizer
 from k25_pipelines.storage import memory
-from tests.sample.small_lake import PACK_TOKENS, hand_plan, new_lake
+from tests.sample.small_lake import PACK_TOKENS, hand_plan, new_lake, raw_objects
 
 ROW = ["dataset", "line", "epoch", "num_tokens"]
 
@@ -156,11 +157,60 @@ def test_a_step_beyond_the_plan_is_refused(plan, lake):
         loader.batch(plan.num_steps)
 
 
+def test_a_step_may_be_any_whole_number(plan, lake):
+    with PlanLoader(plan, lake, threads=1) as loader:
+        loader.batch(np.int64(2))
+        assert json.loads(json.dumps(loader.state_dict()))["step"] == 3
+        with pytest.raises(TypeError):
+            loader.batch(1.0)
+
+
+def test_a_closed_loader_says_so_and_may_be_closed_again(plan, lake):
+    with PlanLoader(plan, lake, threads=1) as loader:
+        loader.batch(0)
+    loader.close()
+    with pytest.raises(ValueError, match=f"this loader of plan {plan.id} is closed; open another"):
+        loader.batch(1)
+
+
+@pytest.mark.parametrize("run", ["", "..", "/run", "a//b"])
+def test_a_run_that_cannot_be_written_down_is_refused_before_any_work(plan, lake, run):
+    with pytest.raises(StoreError, match="is not a relative path of plain names"):
+        PlanLoader(plan, lake, run=run)
+
+
+def test_an_error_of_another_kind_in_a_thread_is_raised_and_the_step_can_be_asked_for_again(plan, lake, monkeypatch):
+    with PlanLoader(plan, lake, run="falls", threads=4) as loader:
+        with monkeypatch.context() as broken:
+            broken.setattr("k25_pipelines.loader.example", lambda *_, **__: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                loader.batch(0)
+        assert loader.batch(0).digests == [one for _, _, one in digests(plan, lake, [0], threads=1)]
+    assert list(lake.list("k25/runs/falls/")) == []
+
+
+def test_a_store_that_fails_now_and_then_changes_no_digest(plan, lake, monkeypatch):
+    expected = digests(plan, lake, range(plan.num_steps), threads=1)
+    whole, asked = memory.MemoryStore.get_range, itertools.count()
+
+    def moody(store, *extent, **etag):
+        if next(asked) % 5 == 2:
+            raise StoreError("503 slow down")
+        return whole(store, *extent, **etag)
+
+    monkeypatch.setattr(memory.MemoryStore, "get_range", moody)
+    found = []
+    with PlanLoader(plan, lake, threads=4) as loader:
+        while len(found) < len(expected):
+            with contextlib.suppress(StoreError):
+                found += loader.pack_digests(len(found) // 4)
+    assert found == expected
+
+
 def test_a_bad_sample_is_a_masked_span_that_stays_masked_after_the_object_healed():
-    lake = new_lake()
+    lake = new_lake(others={"grounding/3.png": half_broken(raw_objects()["grounding"]["3.png"])})
     plan = hand_plan(lake, augment=())
-    healthy = lake.get("raw/grounding/3.png")
-    lake.put("raw/grounding/3.png", healthy[:700].ljust(len(healthy), b"\0"))
+    absent = lake.get("raw/notes/b.md")
     lake.delete("raw/notes/b.md")
     with PlanLoader(plan, lake, run="r", threads=2) as loader:
         batches = list(loader)
@@ -180,11 +230,35 @@ def test_a_bad_sample_is_a_masked_span_that_stays_masked_after_the_object_healed
                 assert batch.position_ids[span].tolist() == list(range(where.num_tokens))
     journal = [json.loads(lake.get(info.key)) for info in lake.list("k25/runs/r/bad_samples/")]
     assert [(record["dataset"], record["line"]) for record in journal] == [("grounding", 3), ("notes", 1)]
-    lake.put("raw/grounding/3.png", healthy)
+    lake.put("raw/notes/b.md", absent)
     with PlanLoader(plan, lake, run="r", threads=2) as loader:
         assert [batch.digests for batch in loader] == [batch.digests for batch in batches]
     with PlanLoader(plan, lake, run="another", threads=2) as loader:
-        assert {where.line for batch in loader for where in batch.provenance if where.masked} == {1}
+        assert {where.line for batch in loader for where in batch.provenance if where.masked} == {3}
+
+
+def half_broken(png: bytes) -> bytes:
+    """A picture whose header and end are whole, as an index looks at it, and whose pixels are not."""
+    return png[:700] + bytes(len(png) - 712) + png[-12:]
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_an_object_that_was_overwritten_stops_the_run_and_is_not_a_masked_sample(tmp_path, cache):
+    lake = new_lake()
+    plan = hand_plan(lake, augment=())
+    folder = tmp_path if cache else None
+    healthy = lake.get("raw/code/0.jsonl")
+    expected = digests(plan, lake, range(plan.num_steps), threads=2, cache=folder)
+    lake.put("raw/code/0.jsonl", healthy.replace(b"return 1", b"return 7"))
+    with PlanLoader(plan, lake, run="r", threads=2) as loader, pytest.raises(ObjectChangedError) as failure:
+        list(loader)
+    assert str(failure.value).startswith(f"code: {lake.url}/raw/code/0.jsonl was overwritten: its etag is ")
+    assert "restore it, or register the new state as a new dataset" in str(failure.value)
+    assert list(lake.list("k25/runs/r/")) == []
+    if cache:  # what was fetched before is still what was indexed
+        assert digests(plan, lake, range(plan.num_steps), threads=2, cache=folder) == expected
+    lake.put("raw/code/0.jsonl", healthy)
+    assert digests(plan, lake, range(plan.num_steps), threads=2, cache=tmp_path / "new") == expected
 
 
 def test_a_sample_longer_than_planned_is_bad():

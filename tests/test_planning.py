@@ -149,6 +149,12 @@ def test_planned_counts_are_those_of_what_is_loaded_for_every_kind(lake, augment
     assert seen == set(KINDS)
 
 
+def test_a_recipe_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "recipe.yaml").write_bytes(b"name: j\xff\n")
+    with pytest.raises(RecipeError, match=r"recipe\.yaml: not UTF-8 at byte 7; save it as UTF-8"):
+        read_recipe(tmp_path / "recipe.yaml")
+
+
 def test_the_summary_says_what_the_plan_amounts_to(lake):
     plan = open_plan(lake, make_plan(lake, recipe(), segment_steps=4))
     rows, summary = pa.Table.from_pylist(all_rows(lake, plan.id), schema=SCHEMA), plan.summary()

@@ -3,13 +3,20 @@
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from fractions import Fraction
+from math import gcd
 from typing import Any
 
 from k25_pipelines.errors import RecipeError
+from k25_pipelines.plan.blend import LARGEST_PERIOD
 from k25_pipelines.plan.draws import AUGMENTATIONS
 from k25_pipelines.plan.size import profile
 
 MOST_LANES = 64
+MOST_WHOLE = 2**31 - 1
+"""Places in a pack are counted in 32 bits."""
+SHARE_UNITS = 10**6
+"""A share is a whole number of millionths, so that its debts in tokens stay exact in 64 bits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -212,6 +219,10 @@ def _check(recipe: Recipe) -> None:
     shares = [recipe.vision_share, *(change.vision_share for change in recipe.changes)]
     if recipe.blend == "samples" and any(share is not None for share in shares):
         raise RecipeError("recipe: vision_share is a ratio of tokens; use blend: tokens, or leave the share out")
+    for step in (0, *(change.from_step for change in recipe.changes)) if recipe.blend == "samples" else ():
+        weights = [source.weight for source in recipe_at(recipe, step).sources.values()]
+        if sum(weights) // gcd(*weights) > LARGEST_PERIOD:
+            raise RecipeError(f"recipe: weights {weights} have a period above {LARGEST_PERIOD}; take rounder numbers")
     if recipe.lanes is None:
         return
     if recipe.lanes > MOST_LANES:
@@ -239,8 +250,11 @@ def _whole(mapping: Mapping[str, Any], name: str, where: str, *, least: int | No
     value = mapping.get(name)
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
-        bound = "" if least is None else f" of at least {least}"
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if not is_whole or (least is not None and not least <= value <= MOST_WHOLE):
+        bound = (
+            "" if least is None else f" of at least {least}" + f" and at most {MOST_WHOLE}" * (is_whole and value > 0)
+        )
         raise RecipeError(
             f"{where}{'.' if '.' in where or '[' in where else ': '}{name} is {value!r}; expected a whole number{bound}"
         )
@@ -250,6 +264,8 @@ def _share(mapping: Mapping[str, Any], where: str) -> None:
     value = mapping.get("vision_share")
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1):
         raise RecipeError(f"{where}: vision_share is {value!r}; expected a number between 0 and 1, or leave it out")
+    if value is not None and SHARE_UNITS % Fraction(str(value)).denominator:
+        raise RecipeError(f"{where}: vision_share is {value!r}; round it to 6 decimals")
 
 
 def _names(value: Any, where: str) -> tuple[str, ...]:

@@ -7,17 +7,22 @@ import json
 from collections.abc import Mapping
 
 from k25_pipelines.errors import ObjectExistsError
-from k25_pipelines.storage.store import Store
+from k25_pipelines.storage.store import Store, checked_key
 
 
 class Journal:
     """What a run knows of its bad samples; a run of None keeps them in memory."""
 
     def __init__(self, store: Store, run: str | None) -> None:
-        """Read what stands in the lake of earlier attempts of the run."""
+        """Read what stands in the lake of earlier attempts of the run.
+
+        Raises:
+            StoreError: the run's name cannot be part of a key.
+        """
         self.store, self.run = store, run
         self.records: dict[tuple[str, int], dict] = {}
         if run is not None:
+            checked_key(f"k25/runs/{run}/bad_samples")  # now, and not when the first sample is bad
             for found in store.list(f"k25/runs/{run}/bad_samples/"):
                 self._keep(json.loads(store.get(found.key)))
 

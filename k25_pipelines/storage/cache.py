@@ -8,17 +8,20 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
+from k25_pipelines.errors import StoreError
 from k25_pipelines.keys import digest
 from k25_pipelines.storage.store import Store
 
 RAM_BYTES = 256 * 2**20
 DISK_BYTES = 4 * 2**30
 TRAILER_BYTES = 4
+EVICTION = "evict"
+"""Name of the lock under which files are dropped."""
 LOCK_DIGITS = 3
 """Hex digits of a name that pick its lock file: 4,096 of them, which stay."""
 RECOUNT_SHARE = 32
@@ -37,7 +40,11 @@ class ChunkCache:
     """
 
     def __init__(self, folder: Path | None, *, ram_bytes: int = RAM_BYTES, disk_bytes: int = DISK_BYTES) -> None:
-        """Open the cache in `folder`; None keeps ranges in memory alone. Limits are in bytes."""
+        """Open the cache in `folder`; None keeps ranges in memory alone. Limits are in bytes.
+
+        Raises:
+            StoreError: the folder cannot be made or written.
+        """
         self._disk = None if folder is None else _DiskTier(Path(folder), disk_bytes)
         self._lock = threading.Lock()
         self._ram: OrderedDict[str, bytes] = OrderedDict()
@@ -97,7 +104,12 @@ class _DiskTier:
         self._lock = threading.Lock()
         self._used = 0
         self._written = limit  # since the folder was counted; nothing was counted yet
-        (folder / "locks").mkdir(parents=True, exist_ok=True)
+        try:
+            (folder / "locks").mkdir(parents=True, exist_ok=True)
+            (folder / "locks" / EVICTION).open("ab").close()
+        except OSError as error:
+            reason = error.strerror or error
+            raise StoreError(f"cache folder {folder}: {reason}; name one that can be written, or none") from error
 
     def read(self, name: str, num_bytes: int, fetch: Callable[[], bytes]) -> bytes:
         path = self._folder / name[:2] / name
@@ -132,7 +144,7 @@ class _DiskTier:
                 self._used += size
                 self._written += size
                 return
-        with _locked(self._folder / "locks" / "evict"):
+        with _locked(self._folder / "locks" / EVICTION):
             used = _evict(self._folder, limit=self._limit, size=size)
         with self._lock:
             self._used, self._written = used + size, size
@@ -140,22 +152,27 @@ class _DiskTier:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock between processes; the kernel lets go of it when its holder dies, however it dies."""
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    """Hold a lock between processes; the kernel lets go of it when its holder dies, however it dies.
+
+    Where the file of the lock cannot be made, as on a full disk, nothing can be kept either, and no lock is needed.
+    """
+    with ExitStack() as held:
+        with suppress(OSError):
+            file = held.enter_context(path.open("ab"))
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _read_checked(path: Path, num_bytes: int) -> bytes | None:
-    """Return the bytes of a cache file, or None if it is not there, cut short or changed."""
+    """Return the bytes of a cache file, or None if it is not there, unreadable, cut short or changed."""
     try:
         data = path.read_bytes()
-    except FileNotFoundError:
+    except OSError:
         return None
     body = data[:-TRAILER_BYTES]
     if len(body) != num_bytes or zlib.crc32(body).to_bytes(TRAILER_BYTES, "little") != data[-TRAILER_BYTES:]:
         return None
-    with suppress(FileNotFoundError):
+    with suppress(OSError):  # it may be gone by now, or another user's
         os.utime(path)  # used now; the order of eviction is recorded nowhere
     return body
 
@@ -169,15 +186,16 @@ def _evict(folder: Path, *, limit: int, size: int) -> int:
     for _, num_bytes, path in sorted(files):
         if used + size <= limit * KEPT_SHARE:
             break
-        path.unlink(missing_ok=True)
-        used -= num_bytes
+        with suppress(OSError):  # another user's file stays, and counts
+            path.unlink(missing_ok=True)
+            used -= num_bytes
     return used
 
 
 def _cache_files(folder: Path) -> Iterator[tuple[int, int, Path]]:
     """Yield time of last use, size and path of each file; sweep up what dead processes left half-written."""
     for path in folder.glob("[0-9a-f][0-9a-f]/*"):
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             state = path.stat()
             if path.name.startswith(".") and time.time() - state.st_mtime > STALE_SECONDS:
                 path.unlink()

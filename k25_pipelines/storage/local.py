@@ -2,12 +2,13 @@
 
 import hashlib
 import os
+import re
 import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 from uuid import uuid4
 
 from k25_pipelines.errors import ObjectExistsError, ObjectNotFoundError, StoreError
@@ -15,6 +16,8 @@ from k25_pipelines.storage.store import ObjectInfo, checked_etag, checked_key, c
 
 TEMPORARY_PREFIX = ".k25-tmp-"
 ETAG_LOCKS = 16
+SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:/")
+"""What starts a URL, also one with a slash too few, which would be an odd folder."""
 
 
 class LocalStore:
@@ -22,7 +25,7 @@ class LocalStore:
 
     def __init__(self, url: str) -> None:
         """Open the folder `url` (a path, or `file:///path`). Raises StoreError: another scheme."""
-        if "://" in url and not url.startswith("file://"):
+        if SCHEME.match(url) and not url.startswith("file://"):
             raise StoreError(f"{url}: no such kind of store; use s3://bucket/prefix, memory://name or a folder")
         self.root = Path(os.path.abspath(url.removeprefix("file://")))
         self.url = str(self.root)
@@ -74,6 +77,8 @@ class LocalStore:
                 yield self._info(key, self.root / key)
             except FileNotFoundError:
                 continue  # deleted while we listed
+            except OSError as error:
+                raise self._translated(error, key) from error
 
     def delete(self, key: str) -> None:
         """Remove an object, and the folders that it leaves empty; one that is not there is no error."""
@@ -108,7 +113,7 @@ class LocalStore:
         with path.open("rb") as file:
             return ObjectInfo(key=key, num_bytes=os.fstat(file.fileno()).st_size, etag=self._etag(key, file))
 
-    def _etag(self, key: str, file: BinaryIO) -> str:
+    def _etag(self, key: str, file: BufferedReader) -> str:
         """Return the MD5 of an open file, which is read through only when it is new to us or has changed."""
         state = os.fstat(file.fileno())
         stamp = (state.st_ino, state.st_size, state.st_mtime_ns)

@@ -108,9 +108,10 @@ def killer(place: Place, moment: Callable[[Place], bool]) -> Iterator[list[int]]
 
 
 MOMENTS = {"before a step": is_young, "between checkpoints": has_stepped, "during a save": is_saving}
+LONG = [pytest.param(name, marks=pytest.mark.exact) for name in ("before a step", "between checkpoints")]
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", [*LONG, "during a save"])
 def test_a_killed_trainer_goes_on_as_if_nothing_had_happened(place, uninterrupted, moment):
     place.index(*DATASETS)
     with killer(place, MOMENTS[moment]) as killed:
@@ -144,3 +145,17 @@ def test_a_killed_dagster_leaves_no_trainer_and_no_open_run(place, uninterrupted
     place.make(*STAGE)
     assert [orphan for orphan in orphans if orphan.is_running() and orphan.status() != psutil.STATUS_ZOMBIE] == []
     assert same(trained(place), uninterrupted)
+
+
+def test_a_cancelled_run_takes_its_trainer_with_it(place):
+    place.index(*DATASETS)
+    words = ["asset", "materialize", "-m", "assets.definitions", "--select", ",".join(STAGE)]
+    with (place.folder / "dagster.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dagster", *words], cwd=ROOT, env=place.environment, stdout=log, stderr=log
+        )
+    assert wait_until(lambda: has_stepped(place, 1), timeout_seconds=90), (place.folder / "dagster.log").read_text()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) != 0
+    assert marked_processes(run_folder(place) / "pretrain.json") == []
+    assert place.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])) == []

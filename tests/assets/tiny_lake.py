@@ -28,24 +28,25 @@ def build(folder: Path, *, num_broken: int = 1) -> Store:
     lake.put("raw/wiki/part-0.parquet", _parquet([_text(seed, 60) for seed in range(60)]))
     lake.put("raw/code/part-0.jsonl", _jsonl([_text(seed, 50) for seed in range(200, 230)]))
     lake.put("raw/long_documents/part-0.jsonl", _jsonl([_text(seed, 500) for seed in range(300, 308)]))
-    lake.put("raw/datasets.json", json.dumps(DATASETS).encode())
+    lake.put("raw/datasets.json", json.dumps(_entries(lake)).encode())
     return lake
 
 
-def _entry(name: str, kind: str, annotations: str | None = None) -> dict:
+def _entry(lake: Store, name: str, kind: str, annotations: str | None = None) -> dict:
     terms = {"licence": "CC0-1.0", "source": "drawn for tests"}
-    return {"name": name, "uri": f"raw/{name}", "kind": kind, "annotations": annotations, **terms}
+    return {"name": name, "uri": f"{lake.url}/raw/{name}", "kind": kind, "annotations": annotations, **terms}
 
 
-DATASETS = [
-    _entry("captions", "webdataset"),
-    _entry("captions_heldout", "webdataset"),
-    _entry("clips", "video", "raw/clips/captions.jsonl"),
-    _entry("code", "jsonl"),
-    _entry("grounding", "images", "raw/grounding/annotations.json"),
-    _entry("long_documents", "jsonl"),
-    _entry("wiki", "parquet"),
-]
+def _entries(lake: Store) -> list[dict]:
+    return [
+        _entry(lake, "captions", "webdataset"),
+        _entry(lake, "captions_heldout", "webdataset"),
+        _entry(lake, "clips", "video", "captions.jsonl"),
+        _entry(lake, "code", "jsonl"),
+        _entry(lake, "grounding", "images", "annotations.json"),
+        _entry(lake, "long_documents", "jsonl"),
+        _entry(lake, "wiki", "parquet"),
+    ]
 
 
 def _drawing(seed: int, side: int = 84) -> tuple[Image.Image, str, list[int]]:

@@ -75,6 +75,17 @@ def test_changes_hold_from_their_step_on():
         ({"changes": [{"from_step": 5, "sources": {"wiki": {"augment": ["crop"]}}}]}, "augment differs"),
         ({"changes": [{"from_step": 5, "sources": {n: {"weight": 0} for n in ("wiki", "captions")}}]}, "no source is"),
         ({"name": None}, "name is missing"),
+        ({"vision_share": 0.3333333}, "vision_share is 0.3333333; round it to 6 decimals"),
+        ({"pack_tokens": 2**31}, "expected a whole number of at least 1 and at most 2147483647"),
+        (
+            {
+                "blend": "samples",
+                "vision_share": None,
+                "changes": [],
+                "sources": {"a": {"weight": 9**7}, "b": {"weight": 2}},
+            },
+            "recipe: weights [4782969, 2] have a period above 4194304; take rounder numbers",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(fields, message):

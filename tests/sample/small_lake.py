@@ -7,6 +7,7 @@ import subprocess
 import tarfile
 import tempfile
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,12 +42,12 @@ MAX_TOKENS = 64
 AUGMENT = ("resize", "crop", "flip", "colour", "words")
 
 
-def new_lake() -> Store:
-    """A lake of its own with raw data of every kind, registered and indexed."""
-    lake = open_store(f"memory://{uuid.uuid4().hex}")
+def new_lake(url: str | None = None, *, others: Mapping[str, bytes] | None = None) -> Store:
+    """A lake of its own with raw data of every kind, some objects other than usual, registered and indexed."""
+    lake = open_store(url or f"memory://{uuid.uuid4().hex}")
     for name, objects in raw_objects().items():
         for key, data in objects.items():
-            lake.put(f"raw/{name}/{key}", data)
+            lake.put(f"raw/{name}/{key}", (others or {}).get(f"{name}/{key}", data))
         entry = Registration(
             name=name,
             uri=f"{lake.url}/raw/{name}",

@@ -3,6 +3,7 @@
 import hashlib
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -84,7 +85,7 @@ def test_bytes_of_an_overwritten_object_are_refused_and_not_kept_under_the_old_n
     cache = ChunkCache(tmp_path / "cache")
     read(cache, store, 3)
     store.put("object", b"\xff" * CHUNK * 20)
-    with pytest.raises(ObjectChangedError, match=f"object was overwritten: its etag is .*, expected {ETAG}; restore it"):
+    with pytest.raises(ObjectChangedError, match=f"object was overwritten: .*, expected {ETAG}; restore"):
         read(cache, store, 4)
     assert len(files(tmp_path / "cache")) == 1
     store.put("object", b"".join(map(expected, range(20))))
@@ -186,6 +187,26 @@ def test_a_full_disk_does_not_stop_a_read(tmp_path, store, monkeypatch):
     monkeypatch.setattr(Path, "write_bytes", full)
     assert read(ChunkCache(tmp_path / "cache"), store, 3) == expected(3)
     assert files(tmp_path / "cache") == []
+
+
+def test_a_disk_too_full_for_a_lock_does_not_stop_a_read(tmp_path, store):
+    cache = ChunkCache(tmp_path / "cache")
+    shutil.rmtree(tmp_path / "cache")  # neither a lock nor a chunk can be made any more
+    assert read(cache, store, 3) == expected(3)
+
+
+def test_a_cache_entry_that_cannot_be_read_is_fetched(tmp_path, store):
+    read(ChunkCache(tmp_path / "cache"), store, 3)
+    (file,) = files(tmp_path / "cache")
+    file.unlink()
+    file.mkdir()
+    assert read(ChunkCache(tmp_path / "cache"), store, 3) == expected(3)
+
+
+@pytest.mark.parametrize("below", ["/dev/null/cache", "/proc/cache"])
+def test_a_folder_that_cannot_be_written_is_named_at_once(below):
+    with pytest.raises(StoreError, match=f"cache folder {below}: .*; name one that can be written, or none"):
+        ChunkCache(Path(below))
 
 
 def test_threads_of_many_ranges_get_each_its_own(tmp_path, store):

@@ -2,9 +2,11 @@
 
 import io
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from k25_pipelines.errors import ObjectChangedError
 from k25_pipelines.storage.memory import MemoryStore
 from k25_pipelines.storage.ranged import RangedFile
 
@@ -47,3 +49,11 @@ def test_neighbouring_reads_share_a_block():
     file = opened(100)
     assert [file.read(10) for _ in range(3)] == [DATA[:10], DATA[10:20], DATA[20:30]]
     assert CountingStore.asked == [(0, 100)]
+
+
+def test_an_object_overwritten_since_it_was_listed_is_refused():
+    file = opened(100)
+    assert file.read(10) == DATA[:10]
+    file._store.put("a", DATA[::-1])
+    with pytest.raises(ObjectChangedError, match="a was overwritten: its etag is"):
+        file.read_at(500, 10)

@@ -142,6 +142,7 @@ def test_any_plain_name_holds_any_bytes(store, key, data):
     store.delete(key)
 
 
-def test_a_url_of_another_scheme_is_refused():
-    with pytest.raises(StoreError, match="gs://bucket: no such kind of store"):
-        open_store("gs://bucket")
+@pytest.mark.parametrize("url", ["gs://bucket", "s3:/bucket", "memory:/name"])
+def test_a_url_of_another_scheme_is_refused(url):
+    with pytest.raises(StoreError, match=f"{url}: no such kind of store"):
+        open_store(url)

@@ -70,7 +70,8 @@ def _file_lines(job: ScanJob, entries: Sequence[Entry]) -> list[Line]:
         part, reason = Part(kind="video", shard=shard), "the captions name it, but there is no such object"
         return [line_of(entry, part, reason) for entry in entries]
     try:
-        part, reason = media_part("video", info, probe_video(job.store.get_range(shard, 0, info.num_bytes, etag=info.etag))), ""
+        data = job.store.get_range(shard, 0, info.num_bytes, etag=info.etag)
+        part, reason = media_part("video", info, probe_video(data)), ""
     except SampleError as error:
         part, reason = media_part("video", info, None), str(error)
     return [line_of(entry, part, reason) for entry in entries]
