@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import re
 
 import numpy as np
@@ -30,10 +31,8 @@ def lake(tmp_path_factory):
     """The tiny lake in a folder, with one broken image, indexed."""
     folder = tmp_path_factory.mktemp("lake")
     objects = tiny_lake.build(folder)
-    for entry in tiny_lake.DATASETS:
-        annotations = entry["annotations"] and f"{folder}/{entry['annotations']}"
-        told = {**entry, "uri": f"{folder}/{entry['uri']}", "annotations": annotations}
-        registry.register(objects, registry.Registration(**told))
+    for entry in json.loads(objects.get("raw/datasets.json")):
+        registry.register(objects, registry.Registration(**entry))
         registry.index_dataset(objects, entry["name"])
     return objects
 

