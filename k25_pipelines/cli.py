@@ -7,8 +7,6 @@ Trainers, Dagster and the embedded server are child processes, started in the re
 import argparse
 import json
 import os
-import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,11 +16,9 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
+from k25_pipelines.environment import STATE, open_lake, run_child, served_lake
 from k25_pipelines.errors import K25Error
-from k25_pipelines.storage.store import Store, open_store
 
-ROOT = Path(__file__).resolve().parent.parent
-STATE = ROOT / ".k25"
 STAGES = ("warmup", "vit", "projector", "joint", "long_context")
 
 
@@ -126,69 +122,22 @@ def _server_commands(commands) -> None:
 
 def _up(options: argparse.Namespace) -> int:
     words = ["up", *(["--port", str(options.port)] if options.port else [])]
-    return _child("infra.s3_server", *words, *(["--background"] if options.background else []))
+    return run_child("infra.s3_server", *words, *(["--background"] if options.background else []))
 
 
 def _down(options: argparse.Namespace) -> int:
-    return _child("infra.s3_server", "down")
+    return run_child("infra.s3_server", "down")
 
 
 def _demo(options: argparse.Namespace) -> int:
     """Run the demo on the lake of the environment, or on the embedded server, which is stopped again."""
-    with _served_lake():
-        return _child("infra.demo_corpus") or _child("assets.demo", "--scale", options.scale)
+    with served_lake():
+        return run_child("infra.demo_corpus") or run_child("assets.demo", "--scale", options.scale)
 
 
 def _ui(options: argparse.Namespace) -> int:
-    with _served_lake():
-        return _child("assets.web", "--port", str(options.port))
-
-
-@contextmanager
-def _served_lake() -> Iterator[None]:
-    """Serve the embedded lake while the body runs, unless K25_LAKE names another or it is served already."""
-    if os.environ.get("K25_LAKE"):
-        yield
-        return
-    was_up = _child("infra.s3_server", "status", quiet=True) == 0
-    if code := _child("infra.s3_server", "up", "--background"):
-        raise SystemExit(code)
-    _load_server_environment()
-    try:
-        yield
-    finally:
-        if not was_up:
-            _child("infra.s3_server", "down")
-
-
-def _child(module: str, *words: str, quiet: bool = False) -> int:
-    """Run a module of the repository as a process of its own and return its exit code."""
-    if not (ROOT / "trainers").is_dir():
-        raise K25Error(f"{module} runs from the repository, and {ROOT} holds the library alone; clone the repository")
-    output = subprocess.DEVNULL if quiet else None
-    lake = {"K25_LAKE": open_store(os.environ["K25_LAKE"]).url} if os.environ.get("K25_LAKE") else {}  # cwd is another
-    command = [sys.executable, "-m", module, *words]
-    return subprocess.call(command, cwd=ROOT, env={**os.environ, **lake}, stdout=output, stderr=output)
-
-
-def _load_server_environment() -> None:
-    """Take K25_LAKE and AWS_* from the embedded server's file where the environment has none."""
-    for line in (STATE / "env").read_text().splitlines():
-        name, _, value = line.removeprefix("export ").partition("=")
-        if name:
-            os.environ.setdefault(name, "".join(shlex.split(value)))
-
-
-def _lake() -> Store:
-    """Return the store of the lake; say how to name one where none is named."""
-    if not os.environ.get("K25_LAKE") and (STATE / "env").exists():
-        _load_server_environment()
-    url = os.environ.get("K25_LAKE")
-    if not url:
-        raise K25Error(
-            "no lake: set K25_LAKE to s3://bucket/prefix or a folder, or start the embedded one with `k25 up`"
-        )
-    return open_store(url)
+    with served_lake():
+        return run_child("assets.web", "--port", str(options.port))
 
 
 # Datasets
@@ -252,7 +201,7 @@ def _register(options: argparse.Namespace) -> None:
         licence=options.licence,
         source=options.source,
     )
-    registry.register(_lake(), chosen)
+    registry.register(open_lake(), chosen)
     print(f"{options.name}: registered; next: k25 index {options.name}")
 
 
@@ -260,7 +209,7 @@ def _index(options: argparse.Namespace) -> None:
     from k25_pipelines.catalog import registry
 
     with progress_bar(f"index {options.name}") as progress:
-        manifest = registry.index_dataset(_lake(), options.name, threads=options.threads, progress=progress)
+        manifest = registry.index_dataset(open_lake(), options.name, threads=options.threads, progress=progress)
     num_quarantined = int(manifest.media_table()["quarantined"].sum())
     if num_quarantined:
         told = f"{num_quarantined} of {manifest.num_lines} samples quarantined; k25 stats {options.name} says why"
@@ -271,7 +220,7 @@ def _index(options: argparse.Namespace) -> None:
 def _datasets(options: argparse.Namespace) -> None:
     from k25_pipelines.catalog import registry
 
-    lake = _lake()
+    lake = open_lake()
     rows = []
     for name in registry.dataset_names(lake):
         versions = registry.dataset_versions(lake, name)
@@ -290,7 +239,7 @@ def _stats(options: argparse.Namespace) -> None:
     from k25_pipelines.catalog import registry
     from k25_pipelines.catalog.statistics import statistics
 
-    facts = statistics(registry.load_manifest(_lake(), options.name))
+    facts = statistics(registry.load_manifest(open_lake(), options.name))
     if options.json:
         print(json.dumps(facts, indent=1))
         return
@@ -306,7 +255,7 @@ def _stats(options: argparse.Namespace) -> None:
 def _browse(options: argparse.Namespace) -> None:
     from k25_pipelines import gallery
 
-    lake = _lake()
+    lake = open_lake()
     if bool(options.name) == bool(options.plan):
         raise K25Error("browse takes a dataset's NAME or --plan PLAN --step N; give one of the two")
     with progress_bar("gallery") as progress:
@@ -363,7 +312,7 @@ def _step_range(words: str) -> tuple[int, int]:
 def _plan(options: argparse.Namespace) -> None:
     from k25_pipelines import planning
 
-    lake = _lake()
+    lake = open_lake()
     match options.words:
         case ["show", plan_id]:
             plan = planning.open_plan(lake, plan_id)
@@ -392,7 +341,7 @@ def _batch(options: argparse.Namespace) -> None:
         raise K25Error(f"--rank {options.rank} of --num-ranks {options.num_ranks}: ranks are counted from 0")
     cache = STATE / "cache"
     with PlanLoader(
-        options.plan, _lake(), rank=options.rank, num_ranks=options.num_ranks, threads=options.threads, cache=cache
+        options.plan, open_lake(), rank=options.rank, num_ranks=options.num_ranks, threads=options.threads, cache=cache
     ) as loader:
         loader.plan.segment_of(end - 1)  # a range past the end is refused before anything of it is printed
         for step in tqdm(range(first, end), desc="batches", unit="step", disable=not sys.stderr.isatty()):
@@ -440,10 +389,10 @@ def _training_commands(commands) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    lake = _lake()  # so that a missing lake is said before a trainer starts
+    lake = open_lake()  # so that a missing lake is said before a trainer starts
     words = [options.stage, "--scale", options.scale, "--store", lake.url]
     words += ["--config", str(options.config.resolve())] if options.config else []
-    return _child("trainers.launch", *words, *(["--restart"] if options.restart else []))
+    return run_child("trainers.launch", *words, *(["--restart"] if options.restart else []))
 
 
 @contextmanager

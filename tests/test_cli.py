@@ -135,9 +135,9 @@ def test_an_endpoint_that_nobody_serves_is_named(k25, s3_environment):
 
 
 def test_no_lake_says_how_to_name_one(k25, s3_environment, monkeypatch, tmp_path):
-    from k25_pipelines import cli
+    from k25_pipelines import cli, environment
 
-    monkeypatch.setattr(cli, "STATE", tmp_path)
+    monkeypatch.setattr(environment, "STATE", tmp_path)
     monkeypatch.delenv("K25_LAKE")
     assert cli.main(["datasets"]) == 2
 

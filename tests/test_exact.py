@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from k25_pipelines.catalog import registry
 from k25_pipelines.loader import PlanLoader
 from k25_pipelines.plan.recipe import parse_recipe
 from k25_pipelines.planning import make_plan
@@ -38,14 +37,7 @@ RECIPE = {
 
 @pytest.fixture(scope="module")
 def lake(tmp_path_factory) -> Store:
-    folder = tmp_path_factory.mktemp("lake")
-    objects = tiny_lake.build(folder)
-    for entry in tiny_lake.DATASETS:
-        annotations = entry["annotations"] and f"{folder}/{entry['annotations']}"
-        told = {**entry, "uri": f"{folder}/{entry['uri']}", "annotations": annotations}
-        registry.register(objects, registry.Registration(**told))
-        registry.index_dataset(objects, entry["name"])
-    return objects
+    return tiny_lake.index_all(tiny_lake.build(tmp_path_factory.mktemp("lake")))
 
 
 @pytest.fixture(scope="module")

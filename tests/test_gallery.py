@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import re
 
 import numpy as np
@@ -29,12 +28,7 @@ RECIPE = {
 @pytest.fixture(scope="module")
 def lake(tmp_path_factory):
     """The tiny lake in a folder, with one broken image, indexed."""
-    folder = tmp_path_factory.mktemp("lake")
-    objects = tiny_lake.build(folder)
-    for entry in json.loads(objects.get("raw/datasets.json")):
-        registry.register(objects, registry.Registration(**entry))
-        registry.index_dataset(objects, entry["name"])
-    return objects
+    return tiny_lake.index_all(tiny_lake.build(tmp_path_factory.mktemp("lake")))
 
 
 def pictures(page: str) -> list[Image.Image]:

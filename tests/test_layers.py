@@ -20,6 +20,7 @@ READING_ORDER = [
     "k25_pipelines.loader",
     "k25_pipelines.lineage",
     "k25_pipelines.gallery",
+    "k25_pipelines.environment",
     "k25_pipelines.cli",
     "trainers",
     "assets",

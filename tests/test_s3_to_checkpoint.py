@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from k25_pipelines.catalog import registry
 from k25_pipelines.lineage import checkpoints_of_sample, samples_of_step, steps_of_sample
 from k25_pipelines.loader import PlanLoader
 from k25_pipelines.storage.store import Store, open_store
@@ -29,12 +28,7 @@ def lake(s3_environment, tmp_path) -> Store:
     objects = open_store(s3_environment["K25_LAKE"])
     for info in local.list():
         objects.put(info.key, local.get(info.key))
-    for entry in tiny_lake.DATASETS:
-        annotations = entry["annotations"] and f"{objects.url}/{entry['annotations']}"
-        told = {**entry, "uri": f"{objects.url}/{entry['uri']}", "annotations": annotations}
-        registry.register(objects, registry.Registration(**told))
-        registry.index_dataset(objects, entry["name"])
-    return objects
+    return tiny_lake.index_all(objects)
 
 
 class Training:

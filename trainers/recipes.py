@@ -56,8 +56,8 @@ SIZES: Mapping[str, Mapping[str, Size]] = {
         "long_context": Size(packs_per_step=2, steps=6, learning_rate=1e-3, warmup_steps=1),
     },
     "demo": {
-        "warmup": Size(packs_per_step=2, steps=450, learning_rate=2e-3, warmup_steps=10),
-        "vit": Size(packs_per_step=4, steps=140, learning_rate=2e-3, warmup_steps=8),
+        "warmup": Size(packs_per_step=2, steps=350, learning_rate=2e-3, warmup_steps=10),
+        "vit": Size(packs_per_step=4, steps=100, learning_rate=2e-3, warmup_steps=8),
         "projector": Size(packs_per_step=4, steps=120, learning_rate=8e-3, warmup_steps=6),
         "joint": Size(packs_per_step=8, steps=90, learning_rate=1e-3, warmup_steps=5),
         "long_context": Size(packs_per_step=2, steps=50, learning_rate=5e-4, warmup_steps=3),
@@ -97,8 +97,8 @@ def model_config(name: str) -> ModelConfig:
         return ModelConfig(
             name=name,
             language=LanguageConfig(width=128, layers=3, heads=4, mlp=352, context=512),
-            vision=VisionConfig(width=128, layers=3, heads=4, mlp=512, table=16),
-            contrastive=ContrastiveConfig(width=128, layers=1, heads=4),
+            vision=VisionConfig(width=96, layers=3, heads=4, mlp=384, table=16),
+            contrastive=ContrastiveConfig(width=96, layers=1, heads=4),
         )
     raise ValueError(f"no model is called {name!r}; there are toy and small")
 

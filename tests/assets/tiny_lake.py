@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
+from k25_pipelines.catalog import registry
 from k25_pipelines.storage.store import Store, open_store
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 160, 60), "blue": (40, 70, 200), "yellow": (230, 200, 40)}
@@ -35,6 +36,14 @@ def build(folder: Path, *, num_broken: int = 1) -> Store:
 def _entry(lake: Store, name: str, kind: str, annotations: str | None = None) -> dict:
     terms = {"licence": "CC0-1.0", "source": "drawn for tests"}
     return {"name": name, "uri": f"{lake.url}/raw/{name}", "kind": kind, "annotations": annotations, **terms}
+
+
+def index_all(lake: Store) -> Store:
+    """Register and index every dataset of the lake, and return it."""
+    for entry in _entries(lake):
+        registry.register(lake, registry.Registration(**entry))
+        registry.index_dataset(lake, entry["name"])
+    return lake
 
 
 def _entries(lake: Store) -> list[dict]:
