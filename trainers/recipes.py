@@ -57,7 +57,7 @@ SIZES: Mapping[str, Mapping[str, Size]] = {
     },
     "demo": {
         "warmup": Size(packs_per_step=2, steps=350, learning_rate=2e-3, warmup_steps=10),
-        "vit": Size(packs_per_step=4, steps=100, learning_rate=2e-3, warmup_steps=8),
+        "vit": Size(packs_per_step=4, steps=110, learning_rate=3e-3, warmup_steps=8),
         "projector": Size(packs_per_step=4, steps=120, learning_rate=8e-3, warmup_steps=6),
         "joint": Size(packs_per_step=8, steps=90, learning_rate=1e-3, warmup_steps=5),
         "long_context": Size(packs_per_step=2, steps=50, learning_rate=5e-4, warmup_steps=3),
@@ -65,7 +65,7 @@ SIZES: Mapping[str, Mapping[str, Size]] = {
 }
 
 IMAGES = {
-    "captions": {"weight": 6, "augment": ["resize", "colour"], "flip_safe": False},
+    "captions": {"weight": 12, "augment": ["resize", "colour"], "flip_safe": False},
     "grounding": {"weight": 1, "augment": ["resize", "crop", "flip", "colour"]},
     "clips": {"weight": 1, "augment": ["colour"], "flip_safe": False},
 }
@@ -126,7 +126,7 @@ def evaluation_recipe(dataset: str, *, pack_tokens: int) -> dict[str, Any]:
         "name": f"evaluation-{dataset}",
         "seed": 7,
         "pack_tokens": pack_tokens,
-        "packs_per_step": 8,
+        "packs_per_step": 16,
         "steps": 1,
         "max_image_tokens": 64,
         "sources": {dataset: {"weight": 1}},
