@@ -31,8 +31,8 @@ QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 FACTS = (
     "dagster/row_count",
     "steps",
-    "first_loss",
-    "last_loss",
+    "probe_before",
+    "probe_after",
     "fill",
     "vision_share",
     "true_loss",

@@ -116,7 +116,7 @@ def finished_record(lake: Store, run: str, config: TrainConfig) -> dict[str, Any
 def record_metadata(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return what Dagster shows of a checkpoint record."""
     metrics = record["metrics"]
-    shown = ("first_loss", "last_loss", "tokens", "vision_share", "vision_share_std")
+    shown = ("probe_before", "probe_after", "first_loss", "last_loss", "tokens", "vision_share", "vision_share_std")
     lineage = [{"what": name, "value": record[name]} for name in ("run", "step", "plan", "parent", "code_version")]
     return {
         "checkpoint": record["key"],

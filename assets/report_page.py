@@ -72,8 +72,8 @@ def _stages(records: Mapping[str, Mapping[str, Any]]) -> str:
             "steps": record["step"],
             "tokens": record["metrics"]["tokens"],
             "vision share": record["metrics"].get("vision_share") or 0.0,
-            "first loss": record["metrics"]["first_loss"],
-            "last loss": record["metrics"]["last_loss"],
+            "loss before": record["metrics"]["probe_before"],
+            "loss after": record["metrics"]["probe_after"],
             "trains": ", ".join(record["config"]["trainable"]),
         }
         for stage, record in records.items()

@@ -8,6 +8,8 @@ from assets.outputs import MAIN, checkpoint_record, read_output
 from assets.pretraining import ASSET_OF_STAGE
 from assets.reporting import in_words
 from assets.resources import TrainerResource
+from k25_pipelines.catalog.registry import dataset_names, load_manifest
+from k25_pipelines.catalog.statistics import statistics
 from k25_pipelines.storage.store import Store
 
 NEEDLE_LINES = {
@@ -17,13 +19,16 @@ NEEDLE_LINES = {
     "loss of text beyond the first context": "text_nll_beyond_context",
 }
 
+LOSSES = "Losses are in nats a token; before and after are of planned steps that are not trained on."
+
 
 def summary(lake: Store, trainer: TrainerResource) -> str:
     """Return the tables of stages and evaluations of the main edition, and where report and web page are."""
     main = {"scale": trainer.scale, "edition": MAIN}
-    tables = [_stages(lake, trainer.scale), caption_rows(lake, **main), needle_rows(lake, **main)]
+    tables = [_datasets(lake), _stages(lake, trainer.scale), caption_rows(lake, **main), needle_rows(lake, **main)]
     report = Path(trainer.work).resolve().parent / "report" / "index.html"
-    return "\n" + "\n".join(map(aligned, tables)) + f"\nreport     {report}\nweb page   k25 ui\n"
+    where = f"lake       {lake.url}\nreport     {report}\nweb page   make ui\n"
+    return "\n" + "\n".join(map(aligned, tables)) + f"\n{LOSSES}\n\n{where}"
 
 
 def aligned(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -41,6 +46,15 @@ def aligned(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]]) + "\n"
 
 
+def _datasets(lake: Store) -> list[dict[str, Any]]:
+    rows = []
+    for name in dataset_names(lake):
+        facts = statistics(load_manifest(lake, name))
+        sizes = {"samples": facts["num_lines"], "quarantined": facts["num_quarantined"], "bytes": facts["num_bytes"]}
+        rows.append({"dataset": name, **sizes, "version": facts["digest"]})
+    return rows
+
+
 def _stages(lake: Store, scale: str) -> list[dict[str, Any]]:
     rows = []
     for stage, asset in ASSET_OF_STAGE.items():
@@ -48,8 +62,9 @@ def _stages(lake: Store, scale: str) -> list[dict[str, Any]]:
         if record is None:
             continue
         metrics = record["metrics"]
-        figures = {name: metrics[name] for name in ("tokens", "vision_share", "first_loss", "last_loss")}
-        rows.append({"stage": stage, "steps": record["step"], **_titled(figures), "checkpoint": record["key"]})
+        figures = {"tokens": metrics["tokens"], "vision share": metrics["vision_share"]}
+        losses = {"loss before": metrics["probe_before"], "loss after": metrics["probe_after"]}
+        rows.append({"stage": stage, "steps": record["step"], **figures, **losses, "checkpoint": record["key"]})
     return rows
 
 
@@ -71,7 +86,3 @@ def needle_rows(lake: Store, *, scale: str, edition: str) -> list[dict[str, Any]
         {"long context": title, "before stage 3": before[name], "after stage 3": after[name]}
         for title, name in NEEDLE_LINES.items()
     ]
-
-
-def _titled(figures: Mapping[str, Any]) -> dict[str, Any]:
-    return {name.replace("_", " "): value for name, value in figures.items()}

@@ -11,7 +11,6 @@ import io
 import json
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -184,15 +183,14 @@ def _download(store: Store, key: str, files: Mapping[str, str], folder: Path) ->
 
 
 def _verified(store: Store, key: str, name: str, expected: str) -> bytes:
-    data = b""
-    with suppress(ObjectNotFoundError):
+    way_out = "delete that checkpoint's record to go on from the one before"
+    try:
         data = store.get(f"{key}/{name}")
+    except ObjectNotFoundError:
+        raise CheckpointError(f"{key}/{name} is gone, and its record names it; {way_out}") from None
     found = hashlib.sha256(data).hexdigest()
     if found != expected:
-        raise CheckpointError(
-            f"{key}/{name} has SHA-256 {found[:12]}.., its record says {expected[:12]}..; "
-            "delete that checkpoint's record to go on from the one before"
-        )
+        raise CheckpointError(f"{key}/{name} has SHA-256 {found[:12]}.., its record says {expected[:12]}..; {way_out}")
     return data
 
 

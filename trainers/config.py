@@ -8,11 +8,17 @@ import difflib
 import json
 import types
 import typing
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from k25_pipelines.keys import digest
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
 
 MODULES = ("vision", "projector", "language", "contrastive")
 
@@ -140,18 +146,20 @@ def check_config(config: TrainConfig) -> None:
             raise ValueError(f"config.{config.stage}: the model has no module {name!r}; it has {sorted(present)}")
     if not config.trainable:
         raise ValueError("config.trainable is empty: name at least one module that is trained")
+    if config.model.contrastive and not config.model.vision:
+        raise ValueError("config.model.contrastive compares pictures, and model.vision is not set: give its sizes")
     if config.contrastive_weight and not config.model.contrastive:
         raise ValueError("config.contrastive_weight is set, and model.contrastive is not: give its sizes")
     if config.steps < 1:
         raise ValueError(f"config.steps is {config.steps}; train at least one step")
 
 
-def plain(config: object) -> dict:
+def plain(config: "DataclassInstance") -> dict:
     """Return a config as JSON-like data: what is written beside a checkpoint."""
     return json.loads(json.dumps(asdict(config)))
 
 
-def parse(kind: type, data: Mapping, where: str = "") -> object:
+def parse(kind: type[Config], data: object, where: str = "") -> Config:
     """Return a frozen dataclass of `kind` from JSON-like data, strictly.
 
     Args:
@@ -163,39 +171,44 @@ def parse(kind: type, data: Mapping, where: str = "") -> object:
         ValueError: an unknown key (the nearest known one is named), a missing key or a wrong type.
     """
     types_of = typing.get_type_hints(kind)
+    place = where.rstrip(".") or kind.__name__
     if not isinstance(data, Mapping):
-        raise ValueError(f"{where or kind.__name__} is {data!r}; expected a mapping with keys {sorted(types_of)}")
+        raise ValueError(f"{place} is {data!r}; expected a mapping with keys {sorted(types_of)}")
     for key in data:
         if key not in types_of:
             near = difflib.get_close_matches(key, types_of, n=1) or sorted(types_of)
             raise ValueError(f"unknown key {where}{key!s}: did you mean {', '.join(near)}?")
-    try:
-        return kind(**{key: _value(types_of[key], value, f"{where}{key}") for key, value in data.items()})
-    except TypeError:
-        missing = sorted({f.name for f in fields(kind)} - set(data) - _optional(kind))
-        raise ValueError(f"{where or kind.__name__} lacks {', '.join(missing)}") from None
+    if missing := sorted(_needed(kind) - set(data)):
+        raise ValueError(f"{place} lacks {', '.join(missing)}")
+    return kind(**{key: _value(types_of[key], value, f"{where}{key}") for key, value in data.items()})
 
 
-def _optional(kind: type) -> set[str]:
-    blank = kind.__dataclass_fields__
-    missing = [f for f in blank.values() if f.default is f.default_factory]  # both MISSING: the field is needed
-    return set(blank) - {f.name for f in missing}
+def _needed(kind: "type[DataclassInstance]") -> set[str]:
+    return {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
 
 
 def _value(kind: object, value: object, where: str) -> object:
-    origin = typing.get_origin(kind)
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        inner = [option for option in typing.get_args(kind) if option is not type(None)]
-        return None if value is None else _value(inner[0], value, where)
-    if is_dataclass(kind):
+        given = next(option for option in inner if option is not types.NoneType)
+        return None if value is None else _value(given, value, where)
+    if isinstance(kind, type) and is_dataclass(kind):
         return value if isinstance(value, kind) else parse(kind, value, f"{where}.")
     if origin is tuple and isinstance(value, list | tuple):
-        return tuple(value)
+        return _elements(inner, value, where)
     if origin is dict and isinstance(value, Mapping):
-        return dict(value)
+        return {key: _value(inner[1], each, f"{where}.{key}") for key, each in value.items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    plain_kind = origin or kind
-    if isinstance(value, plain_kind) and (plain_kind is bool or not isinstance(value, bool)):
+    wanted = origin or kind
+    assert isinstance(wanted, type), f"{where}: no rule reads a field of type {kind}"
+    if isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool)):
         return value
-    raise ValueError(f"{where} is {value!r}; expected {getattr(plain_kind, '__name__', plain_kind)}")
+    raise ValueError(f"{where} is {value!r}; expected {wanted.__name__}")
+
+
+def _elements(kinds: tuple, values: Sequence, where: str) -> tuple:
+    each = (kinds[0],) * len(values) if kinds[-1] is ... else kinds
+    if len(each) != len(values):
+        raise ValueError(f"{where} has {len(values)} elements; expected {len(each)}")
+    return tuple(_value(kind, value, f"{where}[{i}]") for i, (kind, value) in enumerate(zip(each, values, strict=True)))

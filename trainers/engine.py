@@ -8,11 +8,12 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from k25_pipelines.errors import CheckpointError
 from trainers.config import TrainConfig
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -34,7 +35,8 @@ class Engine:
         groups = _parameter_groups(model, config.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
         settings = _settings(config)
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+        self._engine, wrapped, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+        self._optimizer: Any = wrapped  # DeepSpeed's base class declares nothing of what its ZeRO-1 has
         self.model = model
         self.rank = torch.distributed.get_rank()
         self.num_ranks = torch.distributed.get_world_size()
@@ -83,8 +85,10 @@ class Engine:
         self._engine.save_checkpoint(str(folder), tag=ENGINE_TAG, client_state=state, save_latest=False)
 
     def load(self, folder: Path) -> None:
-        """Take up what `save` wrote under as many ranks."""
+        """Take up what `save` wrote under as many ranks. Raises CheckpointError: it wrote nothing there."""
         _, state = self._engine.load_checkpoint(str(folder), tag=ENGINE_TAG)
+        if state is None:
+            raise CheckpointError(f"{folder} holds no state of an engine: its record names no file of {ENGINE_TAG}/")
         torch.set_rng_state(state["torch_rng"])
 
 
@@ -103,18 +107,19 @@ def join_ranks(work: Path, *, threads: int) -> int:
     """
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs 3% of a step
+    cast(Any, torch.utils.deterministic).fill_uninitialized_memory = False  # a debugging aid that costs 3% of a step
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(work / "torch_extensions"))
     if torch.distributed.is_initialized():
         return torch.distributed.get_rank()
     import deepspeed
     import deepspeed.ops
+    from torch._C._distributed_c10d import HashStore
 
-    deepspeed.ops.__compatible_ops__ = {}  # probed by compiling where absent; empty: build nothing
+    cast(Any, deepspeed.ops).__compatible_ops__ = {}  # probed by compiling where absent; empty: build nothing
     deepspeed.utils.logger.setLevel(logging.ERROR)
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+        torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
     return torch.distributed.get_rank()
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from k25_pipelines.loader import Batch
 from trainers.model.attention import Groups, causal_groups
 
 IGNORED = -100
@@ -64,7 +65,7 @@ class Inputs:
     pairs: Pairs
 
 
-def inputs_of(batch: object) -> Inputs:
+def inputs_of(batch: Batch) -> Inputs:
     """Return the tensors of a loader's `Batch`; an empty batch gives empty tensors.
 
     A token is a target where its label is not -100 and something of its own document stands before it.

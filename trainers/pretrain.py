@@ -7,8 +7,10 @@ on from its newest published checkpoint; on the same ranks and threads its weigh
 import math
 import sys
 from pathlib import Path
+from typing import cast
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from k25_pipelines.errors import K25Error
@@ -22,6 +24,7 @@ from trainers.inputs import Inputs, inputs_of
 from trainers.lifetime import end_with_parent
 from trainers.loss import siglip_loss
 from trainers.model.kimi_k25 import KimiK25, Outputs
+from trainers.recipes import PROBE_STEPS
 from trainers.record import checkpoint_record, checkpoint_steps
 from trainers.report import Report, open_report
 from trainers.schedule import learning_rate
@@ -59,12 +62,16 @@ def train(run: Run, store: Store, engine: Engine, *, loader: PlanLoader, report:
     if config.steps > loader.plan.num_steps:
         raise K25Error(f"plan {loader.plan.id} has {loader.plan.num_steps} steps, the config {config.steps}; extend it")
     history = _resume(run, store, engine, loader=loader, report=report)
+    probe = range(config.steps, min(config.steps + PROBE_STEPS, loader.plan.num_steps))
     last = min(config.steps, run.stop_at or config.steps)
     saved = {*checkpoint_steps(config), last}
     pad = load_tokenizer(loader.plan.tokenizer, store).special["pad"]
     for step in range(len(history), last):
+        before = {"probe_before": probe_loss(engine, loader, probe)} if step == 0 else {}
         batch = loader.batch(step)
-        metrics = train_step(engine, batch, config, step=step, pad=pad)
+        metrics = {**train_step(engine, batch, config, step=step, pad=pad), **before}
+        if step + 1 == config.steps:
+            metrics["probe_after"] = probe_loss(engine, loader, probe)
         digests = [hexadecimal for part in engine.gather(batch.digests) for hexadecimal in part]
         history.append({**metrics, "digest": step_digest(digests)})
         report.step(history[-1])
@@ -95,7 +102,7 @@ def train_step(engine: Engine, batch: Batch, config: TrainConfig, *, step: int, 
     caption = outputs.target_losses.sum() / max(1, targets)
     contrastive = contrastive_sum(engine, outputs, inputs) / max(1, pairs)
     loss = config.caption_weight * caption + config.contrastive_weight * contrastive
-    whole = engine.total([float(loss), float(caption), float(contrastive)])
+    whole = engine.total([float(part.detach()) for part in (loss, caption, contrastive)])
     if not math.isfinite(whole[0]):
         raise K25Error(f"step {step} of stage {config.stage}: the loss is {whole[0]}; lower config.learning_rate")
     rate = learning_rate(step, config)
@@ -114,11 +121,27 @@ def train_step(engine: Engine, batch: Batch, config: TrainConfig, *, step: int, 
     }
 
 
-def contrastive_sum(engine: Engine, outputs: Outputs, inputs: Inputs) -> Tensor | float:
+@torch.no_grad()
+def probe_loss(engine: Engine, loader: PlanLoader, steps: range) -> float | None:
+    """Return the mean loss of a token over planned steps that are not trained on [nats]; None if there are none.
+
+    The same steps before and after training: single steps differ in what they hold, so their losses cannot be compared.
+    """
+    losses, targets = 0.0, 0
+    with PlanLoader(loader.plan, loader.plan.store, rank=engine.rank, num_ranks=engine.num_ranks, threads=1) as reader:
+        for step in steps:
+            inputs = inputs_of(reader.batch(step))
+            losses += float(engine.model(inputs).target_losses.sum())
+            targets += len(inputs.target)
+    whole, count = engine.total([losses, targets])
+    return whole / count if count else None
+
+
+def contrastive_sum(engine: Engine, outputs: Outputs, inputs: Inputs) -> Tensor:
     """Return SigLIP's sum over this rank's image-caption pairs; pictures of other ranks are no negatives here."""
-    if outputs.images is None or outputs.texts is None:
-        return 0.0
-    head = engine.model.contrastive
+    head = cast(KimiK25, engine.model).contrastive
+    if head is None or outputs.images is None or outputs.texts is None:
+        return outputs.target_losses.new_zeros(())
     return siglip_loss(
         outputs.images, outputs.texts, log_scale=head.log_scale, bias=head.bias, caption=inputs.pairs.caption
     )

@@ -8,13 +8,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from k25_pipelines.keys import random_key
 from trainers.config import ContrastiveConfig, LanguageConfig, ModelConfig, TrainConfig, VisionConfig
 
 STAGES = ("warmup", "vit", "projector", "joint", "long_context")
 """Text-only warm-up (stands for K2), 1a, 1b, 2 and 3."""
 SCALES = ("toy", "demo")
+PROBE_STEPS = 2
+"""Steps that are planned and not trained on: the loss before and after training is compared on them."""
 STRETCH = 4
 """Stage 3's context over the others'."""
+PACK_WINDOW = 128
+"""Samples packed together. In a wide window best fit makes packs of equal lengths, hence steps of few lengths: after
+100 steps of 1a a picture was worth 0.45 nats a word with 1,024 samples, 0.72 with 128, 0.74 with no packing order."""
 VISION_SHARE = 0.10
 """Vision tokens over all tokens in stages 2 and 3, from the first step to the last."""
 
@@ -59,17 +65,17 @@ SIZES: Mapping[str, Mapping[str, Size]] = {
         "warmup": Size(packs_per_step=2, steps=350, learning_rate=2e-3, warmup_steps=10),
         "vit": Size(packs_per_step=4, steps=110, learning_rate=3e-3, warmup_steps=8),
         "projector": Size(packs_per_step=4, steps=120, learning_rate=8e-3, warmup_steps=6),
-        "joint": Size(packs_per_step=8, steps=90, learning_rate=1e-3, warmup_steps=5),
+        "joint": Size(packs_per_step=8, steps=70, learning_rate=2e-3, warmup_steps=5),
         "long_context": Size(packs_per_step=2, steps=50, learning_rate=5e-4, warmup_steps=3),
     },
 }
 
-IMAGES = {
-    "captions": {"weight": 12, "augment": ["resize", "colour"], "flip_safe": False},
+IMAGES = {  # no colour draws for captions: they name the colour a drawing stands on
+    "captions": {"weight": 12, "augment": ["resize"], "flip_safe": False},
     "grounding": {"weight": 1, "augment": ["resize", "crop", "flip", "colour"]},
     "clips": {"weight": 1, "augment": ["colour"], "flip_safe": False},
 }
-TEXT = {"wiki": {"weight": 7}, "code": {"weight": 3}}
+TEXT = {"wiki": {"weight": 8}, "code": {"weight": 2}}
 LONG = {"long_documents": {"weight": 10}}
 SOURCES: Mapping[str, Mapping[str, Any]] = {
     "warmup": TEXT,
@@ -104,14 +110,17 @@ def model_config(name: str) -> ModelConfig:
 
 
 def stage_recipe(stage: str, scale: str) -> dict[str, Any]:
-    """Return the data recipe of a stage over the demo's datasets, as `parse_recipe` reads it."""
+    """Return the data recipe of a stage over the demo's datasets, as `parse_recipe` reads it.
+
+    Each stage has a seed of its own: a later one must not read again what an earlier one began with.
+    """
     size, context = _size(stage, scale), model_config(MODEL_OF_SCALE[scale]).language.context
     recipe = {
         "name": f"{stage}-{scale}",
-        "seed": 7,
+        "seed": random_key("recipe", stage, scale) >> 33,
         "pack_tokens": context * (STRETCH if stage == "long_context" else 1),
         "packs_per_step": size.packs_per_step,
-        "steps": size.steps,
+        "steps": size.steps + PROBE_STEPS,
         "max_image_tokens": 64,
         "sources": {name: dict(source) for name, source in SOURCES[stage].items()},
     }
@@ -127,6 +136,7 @@ def evaluation_recipe(dataset: str, *, pack_tokens: int) -> dict[str, Any]:
         "seed": 7,
         "pack_tokens": pack_tokens,
         "packs_per_step": 16,
+        "pack_window": PACK_WINDOW,
         "steps": 1,
         "max_image_tokens": 64,
         "sources": {dataset: {"weight": 1}},

@@ -54,6 +54,8 @@ def summary(history: Sequence[dict]) -> dict:
         "first_loss": losses[0],
         "last_loss": losses[-1],
         "losses": losses,
+        "probe_before": history[0].get("probe_before"),
+        "probe_after": history[-1].get("probe_after"),
         "vision_share": vision / max(1, tokens),
         "vision_share_std": math.sqrt(sum((share - mean) ** 2 for share in shares) / len(shares)),
         "tokens": tokens,

@@ -1,8 +1,10 @@
 """Small batches as the loader makes them: documents as lists of words and pictures in, a Batch out."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
+
+from k25_pipelines.loader import Batch, Provenance
 
 # Shapes: B packs, T tokens, P patches, M media.
 
@@ -24,22 +26,7 @@ class Media:
         return np.random.default_rng(self.seed).uniform(-1, 1, (count, 3, 14, 14)).astype(np.float32)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SmallBatch:
-    """The loader's fields, and its two names for what a step read."""
-
-    input_ids: np.ndarray
-    labels: np.ndarray
-    position_ids: np.ndarray
-    cu_seqlens: np.ndarray
-    patches: np.ndarray
-    grid_thw: np.ndarray
-    media_slots: np.ndarray
-    provenance: tuple = ()
-    digests: tuple = field(default=())
-
-
-def batch_of(packs: list[list[list]], *, length: int) -> SmallBatch:
+def batch_of(packs: list[list[list]], *, length: int) -> Batch:
     """Return a batch of packs of documents; a document is a list of token ids and `Media`; ids are targets."""
     ids, labels = np.zeros((len(packs), length), np.int64), np.full((len(packs), length), -100)
     positions = np.zeros((len(packs), length), np.int64)
@@ -59,11 +46,12 @@ def batch_of(packs: list[list[list]], *, length: int) -> SmallBatch:
                     at += 1
             positions[row, start:at] = np.arange(at - start)
             edges.append(row * length + at)
-            provenance.append((row, slot, "toy", slot, str(slot), 0, start, at - start, None))
+            place = {"pack": row, "slot": slot, "line": len(provenance), "start": start, "num_tokens": at - start}
+            provenance.append(Provenance(**place, dataset="toy", key=str(len(provenance)), epoch=0, masked=None))
         positions[row, at:] = np.arange(length - at)
         if at < length:
             edges.append((row + 1) * length)
-    return SmallBatch(
+    return Batch(
         input_ids=ids,
         labels=labels,
         position_ids=positions,
@@ -71,5 +59,5 @@ def batch_of(packs: list[list[list]], *, length: int) -> SmallBatch:
         patches=np.concatenate(patches),
         grid_thw=np.array(grid, np.int64).reshape(-1, 3),
         media_slots=np.array(slots, np.int64).reshape(-1, 3),
-        provenance=tuple(provenance),
+        provenance=provenance,
     )

@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 import torch
 from torch.nn import functional
 
@@ -10,7 +11,8 @@ from tests.trainers.batches import Media, batch_of
 from trainers.inputs import inputs_of
 from trainers.model.attention import attend, causal_groups
 from trainers.model.kimi_k25 import KimiK25
-from trainers.model.rope import axial_turns, rotate, text_turns, yarn_frequencies
+from trainers.model.moonvit3d import patch_places
+from trainers.model.rope import axial_turns, rotate, text_turns, yarn_frequencies, yarn_scale
 from trainers.recipes import model_config
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -119,6 +121,27 @@ def test_the_position_table_is_used_as_it_is_at_its_own_size():
     torch.testing.assert_close(seen["x"], expected, **CLOSE)
 
 
+def test_the_position_table_is_stretched_as_a_picture_would_be_and_once_for_each_grid():
+    tower, media = model().vision, [Media(thw=(1, 4, 6), seed=1), Media(thw=(2, 12, 10), seed=2)]
+    places, grid = patch_places(np.array([m.thw for m in media]), 2), np.array([m.thw for m in media])
+    rows = tower.patch_embed._table_rows(places, grid)
+    table = tower.patch_embed.pos_emb.weight.permute(2, 0, 1)[None]
+    expected = []
+    for frames, height, width in grid.tolist():
+        stretched = functional.interpolate(table, (height, width), mode="bicubic", align_corners=False)[0]
+        expected += [stretched.permute(1, 2, 0).flatten(0, 1)] * frames
+    torch.testing.assert_close(rows, torch.cat(expected), rtol=0, atol=0)
+
+
+def test_a_picture_is_not_what_the_first_frame_of_a_clip_is():
+    tower, clip = model().vision, Media(thw=(2, 4, 4), seed=7)
+    still = np.concatenate([clip.patches[:16]] * 2)  # a clip in which nothing moves
+    picture = tower(torch.from_numpy(clip.patches[:16]), np.array([(1, 4, 4)]))
+    standing = tower(torch.from_numpy(still), np.array([(2, 4, 4)]))
+    assert picture.shape == standing.shape == (4, 4, CONFIG.vision.width)
+    assert (picture - standing).abs().max() > 0.01
+
+
 def test_a_patch_turns_by_its_column_first():
     row, column = torch.tensor([2, 0]), torch.tensor([0, 3])
     angle = axial_turns(row, column, 8).angle()
@@ -132,6 +155,28 @@ def test_yarn_of_factor_one_is_plain_rope_and_of_four_slows_only_slow_pairs():
     assert slowed[0] == 1
     assert slowed[-1] == 0.25
     assert (slowed.diff() <= 0).all()
+    assert yarn_scale(1.0) == 1
+    assert yarn_scale(4.0) == pytest.approx(1.13863**2, rel=1e-5)
+
+
+def test_a_model_stretched_by_one_is_the_model_that_was_not_stretched():
+    stretched = dataclasses.replace(CONFIG.language, yarn_factor=1.0)
+    longer = dataclasses.replace(CONFIG.language, yarn_factor=4.0)
+    plain = losses([[WORDS]])
+    torch.testing.assert_close(losses([[WORDS]], network=model(language=stretched)), plain, rtol=0, atol=0)
+    assert not torch.equal(losses([[WORDS]], network=model(language=longer)), plain)
+
+
+def test_a_volume_that_the_tower_cannot_hold_is_refused():
+    tower = model().vision
+    for thw in ((5, 2, 2), (0, 2, 2), (1, 3, 2)):
+        with pytest.raises(ValueError, match="a volume has 1 to 4 frames and sides that are multiples of 2 patches"):
+            tower(torch.zeros(int(np.prod(thw)), 3, 14, 14), np.array([thw]))
+
+
+def test_a_head_that_compares_pictures_needs_a_tower():
+    with pytest.raises(ValueError, match="model toy has a contrastive head and no vision tower"):
+        model(vision=None)
 
 
 def test_turning_keeps_lengths_and_depends_on_distance_only():

@@ -97,7 +97,7 @@ def long_texts(store: Store, tokenizer: Tokenizer, *, num_tokens: int) -> list[l
 
 
 def _fetch(store: Store) -> Callable[[str, int, int, str], bytes]:
-    return lambda shard, offset, num_bytes, etag: store.get_range(shard, offset, num_bytes)
+    return lambda shard, offset, num_bytes, etag: store.get_range(shard, offset, num_bytes, etag=etag)
 
 
 def _figures(model: KimiK25, asked: list[Asked]) -> dict:

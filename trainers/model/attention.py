@@ -60,8 +60,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, groups: Groups, *, causal: bool, sca
     cells = torch.stack([q, k, v]).index_select(1, groups.gather)
     answers = []
     for (count, length), part in zip(groups.shapes, cells.split([c * n for c, n in groups.shapes], dim=1), strict=True):
-        rectangle = part.view(3, count, length, heads, width).transpose(2, 3)
-        answer = functional.scaled_dot_product_attention(*rectangle.unbind(0), is_causal=causal, scale=scale)
+        queries, keys, values = part.view(3, count, length, heads, width).transpose(2, 3).unbind(0)
+        answer = functional.scaled_dot_product_attention(queries, keys, values, is_causal=causal, scale=scale)
         answers.append(answer.transpose(1, 2).reshape(count * length, heads * width))
     return torch.cat(answers).index_select(0, groups.scatter)
 

@@ -40,13 +40,17 @@ class KimiK25(nn.Module):
         super().__init__()
         self.config = config
         vision, language, contrastive = config.vision, config.language, config.contrastive
+        if contrastive and not vision:
+            raise ValueError(f"model {config.name} has a contrastive head and no vision tower: give vision its sizes")
         self.vision = MoonViT3D(vision) if vision else None
         self.projector = (
             Projector(vision_width=vision.width, merge=vision.merge, language_width=language.width) if vision else None
         )
         self.language = Language(language)
         self.contrastive = (
-            Contrastive(contrastive, vision_width=vision.width, vocab=language.vocab) if contrastive else None
+            Contrastive(contrastive, vision_width=vision.width, vocab=language.vocab)
+            if contrastive and vision
+            else None
         )
         initialise(self, seed)
 
@@ -68,6 +72,7 @@ class KimiK25(nn.Module):
         """Return float [n, vocab] at the places before the targets; `merged` is what `see` gave, if any."""
         x = self.language.embed_tokens(inputs.input_ids)
         if merged is not None:
+            assert self.projector is not None, "merged features come from a tower, and a tower has a projector"
             x = x.index_copy(0, inputs.slots, self.projector(merged))
         hidden = self.language(x, inputs.position, inputs.groups)
         return self.language.logits(hidden.index_select(0, inputs.source))

@@ -6,6 +6,8 @@ model has MLA and experts; a block is replaced without touching what is around i
 
 # Shapes: N places of all packs on this rank, D width, H heads.
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -76,5 +78,5 @@ class Block(nn.Module):
         return x + self.mlp["down_proj"](gated)
 
     def _qkv(self, y: Tensor) -> tuple[Tensor, ...]:
-        weight = torch.cat([self.self_attn[f"{name}_proj"].weight for name in "qkv"])
+        weight = torch.cat([cast(nn.Linear, self.self_attn[f"{name}_proj"]).weight for name in "qkv"])
         return functional.linear(y, weight).view(len(y), 3, self.heads, y.shape[1] // self.heads).unbind(1)

@@ -62,9 +62,7 @@ class MoonViT3D(nn.Module):
         super().__init__()
         self.config = config
         self.patch_embed = PatchEmbed(config)
-        self.encoder = nn.Module()
-        self.encoder.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.encoder.final_layernorm = nn.LayerNorm(config.width, eps=1e-5)
+        self.encoder = Encoder(config)
 
     def forward(self, patches: Tensor, grid_thw: np.ndarray) -> Tensor:
         """Return the merged features of all media.
@@ -79,9 +77,7 @@ class MoonViT3D(nn.Module):
         places = patch_places(grid_thw, merge)
         x = self.patch_embed(patches, places, grid_thw)
         turns = axial_turns(places.row, places.column, self.config.width // self.config.heads)
-        for block in self.encoder.blocks:
-            x = block(x, turns, places.groups)
-        x = self.encoder.final_layernorm(x) / places.frames[:, None]
+        x = self.encoder(x, turns, places.groups) / places.frames[:, None]
         tokens = int(np.prod(np.asarray(grid_thw)[:, 1:], axis=1).sum()) // merge**2
         pooled = x.new_zeros(tokens * merge**2, x.shape[-1]).index_add(0, places.merged, x)
         return pooled.view(tokens, merge**2, -1)
@@ -95,15 +91,26 @@ class MoonViT3D(nn.Module):
             )
 
 
+class PositionTable(nn.Module):
+    """The learned place in a picture, float [rows, columns, D]."""
+
+    def __init__(self, config: VisionConfig):
+        """Build the table."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(config.table, config.table, config.width))
+
+
 class PatchEmbed(nn.Module):
     """Pixels to features, with the learned place in the picture and, in clips, the fixed place in time."""
+
+    time: Tensor
+    """float [max_frames, D]."""
 
     def __init__(self, config: VisionConfig):
         """Build the patch projection and the tables."""
         super().__init__()
         self.proj = nn.Conv2d(3, config.width, config.patch, config.patch)
-        self.pos_emb = nn.Module()
-        self.pos_emb.weight = nn.Parameter(torch.zeros(config.table, config.table, config.width))
+        self.pos_emb = PositionTable(config)
         self.register_buffer("time", _time_table(config.max_frames, config.width), persistent=False)
 
     def forward(self, patches: Tensor, places: PatchPlaces, grid_thw: np.ndarray) -> Tensor:
@@ -121,6 +128,22 @@ class PatchEmbed(nn.Module):
         width = torch.from_numpy(np.asarray(grid_thw)[:, 2].astype(np.int64))[places.medium]
         row = torch.from_numpy(first.astype(np.int64))[places.medium] + places.row * width + places.column
         return torch.cat(flat).index_select(0, row)
+
+
+class Encoder(nn.Module):
+    """The blocks one after another, and the norm at their end."""
+
+    def __init__(self, config: VisionConfig):
+        """Build blocks and norm."""
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.final_layernorm = nn.LayerNorm(config.width, eps=1e-5)
+
+    def forward(self, x: Tensor, turns: Tensor, groups: Groups) -> Tensor:
+        """Return float [P, D]."""
+        for block in self.blocks:
+            x = block(x, turns, groups)
+        return self.final_layernorm(x)
 
 
 class Block(nn.Module):

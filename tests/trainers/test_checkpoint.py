@@ -1,0 +1,234 @@
+"""A checkpoint is there when its record is, is what its record says, and is all that a run needs to go on."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from k25_pipelines.errors import CheckpointError
+from k25_pipelines.storage.local import LocalStore
+from k25_pipelines.storage.store import Store
+from tests.trainers.conftest import as_one_rank, toy_config, train
+from trainers.checkpoint import load_modules, load_weights, newest_record, restore_newest, save_checkpoint
+from trainers.config import TrainConfig, checkpoint_key, plain
+from trainers.engine import Engine, rank_of_file
+from trainers.model.kimi_k25 import KimiK25
+from trainers.pretrain import build_model
+
+FILES = [
+    "engine/mp_rank_00_model_states.pt",
+    "engine/zero_pp_rank_0_mp_rank_00_optim_states.pt",
+    "metrics.jsonl",
+    "weights.npz",
+]
+
+
+class PowerCut(Exception):
+    """The machine is gone."""
+
+
+class FailingStore(LocalStore):
+    """A store whose writer dies after so many objects."""
+
+    writes_left = 0
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write, or die."""
+        self._count()
+        super().put(key, data)
+
+    def put_new(self, key: str, data: bytes) -> None:
+        """Write, or die."""
+        self._count()
+        super().put_new(key, data)
+
+    def _count(self) -> None:
+        if self.writes_left == 0:
+            raise PowerCut
+        self.writes_left -= 1
+
+
+@pytest.fixture(scope="module")
+def config(lake) -> TrainConfig:
+    return toy_config(lake, "warmup", steps=4, checkpoint_every=2)
+
+
+@pytest.fixture(scope="module")
+def whole(lake, config, one_rank, tmp_path_factory) -> dict:
+    """The record of a run that nobody disturbed."""
+    return train(lake, config, "whole", tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture
+def engine(lake, config, one_rank) -> Iterator[Engine]:
+    """An engine that has taken no step."""
+    with as_one_rank():
+        yield Engine(build_model(config, lake), config)
+
+
+def objects(lake: Store, run: str, step: int) -> list[str]:
+    key = f"{checkpoint_key(run, step)}/"
+    return [info.key.removeprefix(key) for info in lake.list(key)]
+
+
+def copied(lake: Store, record: dict, run: str) -> str:
+    """Publish a run's last checkpoint as that of another run, and return its key."""
+    source, key = checkpoint_key(record["run"], record["step"]), checkpoint_key(run, record["step"])
+    for info in lake.list(f"{source}/"):
+        lake.put(f"{key}/{info.key.removeprefix(f'{source}/')}", lake.get(info.key))
+    return key
+
+
+def changed_record(lake: Store, key: str, **changes: Any) -> None:
+    record = json.loads(lake.get(f"{key}/record.json"))
+    lake.put(f"{key}/record.json", json.dumps({**record, **changes}).encode())
+
+
+def small_record(config: TrainConfig, run: str) -> dict:
+    """As much of a record as saving and restoring read."""
+    layout = {"ranks": 1, "threads": 1}
+    return {"run": run, "step": 1, "plan": config.plan, "segments": [], "config": plain(config), "layout": layout}
+
+
+def test_a_run_that_was_left_and_goes_on_ends_as_one_that_was_not(lake, config, whole, tmp_path):
+    left = train(lake, config, "left", tmp_path, stop_at=3)
+    assert left["loader"] == {"run": "left", "plan": config.plan, "segment": whole["segments"][-1], "step": 3}
+    assert left["metrics"]["losses"] == whole["metrics"]["losses"][:3]
+    ended = train(lake, config, "left", tmp_path / "elsewhere")
+    differing = {name for name in ended if ended[name] != whole[name]}
+    assert differing == {"run", "loader", "files"}
+    assert {name for name in FILES if ended["files"][name] != whole["files"][name]} <= set(FILES[:2])  # pickles
+    assert ended["loader"] == {**whole["loader"], "run": "left"}
+
+
+def test_two_runs_of_a_config_have_one_digest_and_another_seed_has_another(lake, config, whole, tmp_path):
+    again = train(lake, config, "again", tmp_path)
+    other = train(lake, replace(config, seed=8), "other-seed", tmp_path)
+    assert again["digest"] == whole["digest"] != other["digest"]
+    assert again["files"]["weights.npz"] == whole["files"]["weights.npz"]
+
+
+def test_a_checkpoint_holds_its_files_and_their_sums_and_nothing_else(lake, whole):
+    assert list(whole["files"]) == FILES
+    assert objects(lake, "whole", 4) == sorted([*FILES, "record.json"])
+    assert sorted({info.key.split("/")[3] for info in lake.list("k25/checkpoints/whole/")}) == ["00000002", "00000004"]
+
+
+@pytest.mark.parametrize("num_written", range(5))
+def test_a_save_killed_after_any_object_leaves_no_checkpoint_and_the_next_one_sweeps_up(
+    lake, config, engine, num_written, tmp_path
+):
+    record = small_record(config, f"killed-{num_written}")
+    dying = FailingStore(lake.url)
+    dying.writes_left = num_written
+    with pytest.raises(PowerCut):
+        save_checkpoint(engine, dying, record, history=[], work=tmp_path)
+    left = objects(lake, record["run"], 1)
+    assert left == FILES[:num_written]
+    assert newest_record(lake, record["run"]) is None
+    assert restore_newest(engine, lake, run=record["run"], config=plain(config), work=tmp_path) is None
+    lake.put(f"{checkpoint_key(record['run'], 1)}/engine/of_an_older_layout.pt", b"stray")
+    save_checkpoint(engine, lake, record, history=[], work=tmp_path)
+    assert objects(lake, record["run"], 1) == sorted([*FILES, "record.json"])
+    assert restore_newest(engine, lake, run=record["run"], config=plain(config), work=tmp_path) is not None
+
+
+def test_a_published_step_is_not_saved_again(lake, config, engine, tmp_path):
+    record = small_record(config, "published")
+    key = save_checkpoint(engine, lake, record, history=[], work=tmp_path)
+    before = {info.key: info for info in lake.list(key)}
+    with pytest.raises(CheckpointError, match=f"{key} is published already"):
+        save_checkpoint(engine, lake, record, history=[], work=tmp_path)
+    assert {info.key: info for info in lake.list(key)} == before
+
+
+@pytest.mark.parametrize("name", FILES[:3])
+def test_a_file_that_is_not_what_the_record_says_stops_the_resume_by_name(lake, config, whole, tmp_path, name):
+    key = copied(lake, whole, "harmed")
+    data, expected = lake.get(f"{key}/{name}"), whole["files"][name][:12]
+    lake.put(f"{key}/{name}", data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match=rf"{key}/{name} has SHA-256 \w+\.\., its record says {expected}"):
+        train(lake, config, "harmed", tmp_path)
+    lake.delete(f"{key}/{name}")
+    with pytest.raises(CheckpointError, match=f"{key}/{name} is gone, and its record names it"):
+        train(lake, config, "harmed", tmp_path)
+
+
+def test_a_record_that_names_other_weights_stops_whoever_starts_from_them(lake, whole):
+    key = copied(lake, whole, "other-weights")
+    changed_record(lake, key, files={**whole["files"], "weights.npz": "0" * 64})
+    with pytest.raises(CheckpointError, match=f"{key}/weights.npz has SHA-256 .* its record says 000000000000"):
+        load_weights(lake, key)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"learning_rate": 1.0}, "learning_rate differ"),
+        ({"plan": "another"}, "plan differ"),
+        ({"seed": 1, "betas": (0.5, 0.5)}, "betas, seed differ"),
+    ],
+)
+def test_a_run_is_not_resumed_under_another_config_or_plan(lake, config, engine, whole, tmp_path, change, named):
+    with pytest.raises(CheckpointError, match=f"whole/00000004 was made by another config: {named}"):
+        restore_newest(engine, lake, run="whole", config=plain(replace(config, **change)), work=tmp_path)
+
+
+def test_a_run_is_not_resumed_on_another_number_of_ranks(lake, config, engine, whole, tmp_path):
+    key = copied(lake, whole, "three-ranks")
+    changed_record(lake, key, layout={"ranks": 3, "threads": 1})
+    with pytest.raises(CheckpointError, match="saved on 3 ranks, this is a group of 1"):
+        restore_newest(engine, lake, run="three-ranks", config=plain(config), work=tmp_path)
+
+
+def test_a_resumed_run_draws_the_random_numbers_it_would_have_drawn(lake, config, engine, tmp_path):
+    torch.manual_seed(11)
+    torch.rand(3)
+    record = small_record(config, "random")
+    save_checkpoint(engine, lake, record, history=[{"step": 0}], work=tmp_path)
+    expected = torch.rand(5)
+    torch.manual_seed(12)
+    restored = restore_newest(engine, lake, run="random", config=plain(config), work=tmp_path)
+    assert torch.equal(torch.rand(5), expected)
+    assert restored is not None
+    assert restored["history"] == [{"step": 0}]
+
+
+def test_modules_start_from_the_checkpoint_that_is_named_for_them(lake, config, whole):
+    key, joint = checkpoint_key("whole", 4), toy_config(lake, "joint")
+    model = build_model(replace(joint, initial={"language": key}, trainable=("projector",)), lake)
+    fresh, parent = KimiK25(joint.model, seed=joint.seed).state_dict(), load_weights(lake, key)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, parent[name] if name.startswith("language.") else fresh[name]), name
+    assert not torch.equal(parent["language.norm.weight"], fresh["language.norm.weight"])
+    trained = {name.partition(".")[0] for name, weight in model.named_parameters() if weight.requires_grad}
+    assert trained == {"projector"}
+
+
+def test_a_parent_of_another_size_or_without_the_module_is_named(lake, config, whole):
+    key = checkpoint_key("whole", 4)
+    wide = replace(config.model, language=replace(config.model.language, mlp=32))
+    with pytest.raises(CheckpointError, match=rf"{key} does not fit module language: .* size mismatch"):
+        load_modules(KimiK25(wide), lake, {"language": key})
+    with pytest.raises(CheckpointError, match=f"{key} does not fit module vision: .* Missing key"):
+        load_modules(KimiK25(toy_config(lake, "joint").model), lake, {"vision": key})
+
+
+def test_no_checkpoint_no_parent(lake, config):
+    with pytest.raises(CheckpointError, match="k25/checkpoints/nobody/00000004 is no published checkpoint"):
+        build_model(replace(config, initial={"language": checkpoint_key("nobody", 4)}), lake)
+
+
+def test_the_weights_file_holds_every_weight_by_its_name_in_fp32(lake, config, whole):
+    weights, model = load_weights(lake, checkpoint_key("whole", 4)), build_model(config, lake)
+    shapes = {name: (value.shape, torch.float32) for name, value in model.state_dict().items()}
+    assert {name: (value.shape, value.dtype) for name, value in weights.items()} == shapes
+    assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_each_file_of_the_engine_is_uploaded_by_the_rank_that_wrote_it():
+    partitions = [f"engine/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (0, 1, 12)]
+    assert [rank_of_file(name) for name in [*FILES, *partitions]] == [0, 0, 0, 0, 0, 1, 12]

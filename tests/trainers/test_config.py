@@ -1,0 +1,74 @@
+"""Configs are strict, and the recipes are complete."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from k25_pipelines.plan.recipe import parse_recipe
+from trainers.config import Run, TrainConfig, check_config, load_run, parse, plain, run_name
+from trainers.recipes import PARENTS, SCALES, STAGES, stage_config, stage_recipe
+from trainers.schedule import learning_rate
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = stage_config("vit", "toy", plan="p")
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_has_a_recipe_and_a_config_that_survives_json(stage, scale):
+    recipe = parse_recipe(stage_recipe(stage, scale))
+    config = stage_config(stage, scale, plan="p", initial=dict.fromkeys(PARENTS[stage], "k"))
+    check_config(config)
+    assert parse(TrainConfig, json.loads(json.dumps(plain(config)))) == config
+    assert recipe.steps == config.steps
+    assert recipe.pack_tokens == config.model.language.context * config.model.language.yarn_factor
+
+
+def test_an_unknown_key_is_named_with_the_nearest_known_one(tmp_path):
+    path = tmp_path / "run.json"
+    config = {**plain(CONFIG), "model": {**plain(CONFIG)["model"], "visoin": None}}
+    path.write_text(json.dumps({"config": config, "store": "s", "run": "r", "work": "w"}))
+    with pytest.raises(ValueError, match=r"unknown key config\.model\.visoin: did you mean vision"):
+        load_run(path)
+
+
+@pytest.mark.parametrize(("field", "value"), [("steps", "3"), ("steps", True), ("seed", 1.5), ("stage", None)])
+def test_a_value_of_another_type_is_refused(field, value):
+    with pytest.raises(ValueError, match=f"{field} is {value!r}"):
+        parse(TrainConfig, {**plain(CONFIG), field: value})
+
+
+def test_a_missing_key_is_named():
+    with pytest.raises(ValueError, match="Run lacks config, run, work"):
+        parse(Run, {"store": "s"})
+
+
+def test_a_config_names_its_run():
+    assert run_name(CONFIG) == run_name(stage_config("vit", "toy", plan="p"))
+    assert run_name(CONFIG) != run_name(replace(CONFIG, seed=8))
+
+
+def test_fields_that_contradict_each_other_are_refused():
+    with pytest.raises(ValueError, match="no module 'vision'"):
+        check_config(replace(CONFIG, model=replace(CONFIG.model, vision=None)))
+    with pytest.raises(ValueError, match="starts \\['language', 'vision'\\]"):
+        stage_config("projector", "toy", plan="p", initial={"vision": "k"})
+
+
+def test_the_rate_rises_to_its_peak_and_falls_to_its_share():
+    config = replace(CONFIG, steps=100, warmup_steps=10, learning_rate=1.0, final_learning_rate=0.1)
+    rates = [learning_rate(step, config) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9] == rates[10] == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert 0.1 < rates[-1] < 0.101
+
+
+def test_recipes_load_without_torch():
+    probe = "import sys, trainers.recipes, trainers.config; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr

@@ -1,0 +1,153 @@
+"""Two ranks for real: torchrun, gloo and ZeRO-1, against one rank and against themselves. One spawn, many questions."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.trainers.conftest import toy_config, train
+from trainers.config import plain
+from trainers.recipes import PROBE_STEPS
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CLOSE = {"rel": 2e-5, "abs": 0}
+STOP = 3
+"""Where the torn run is left; between two checkpoints of the config."""
+
+
+@pytest.fixture(scope="module")
+def joint(lake):
+    """Pictures and words on random weights; two ranks get one and two of the three packs."""
+    recipe = {"name": "three-packs", "packs_per_step": 3, "steps": 6 + PROBE_STEPS}
+    return toy_config(lake, "joint", recipe=recipe, steps=6, checkpoint_every=2)
+
+
+@pytest.fixture(scope="module")
+def vit(lake):
+    """Pictures with captions, compared; each rank has a pack."""
+    return toy_config(lake, "vit")
+
+
+@pytest.fixture(scope="module")
+def one_pack(lake):
+    """The same with one pack a step: a rank has nothing to see, and yet its part of each gradient."""
+    recipe = {"name": "one-pack", "packs_per_step": 1, "steps": 4}
+    return toy_config(lake, "vit", recipe=recipe, steps=4, warmup_steps=0)
+
+
+@pytest.fixture(scope="module")
+def alone(lake, joint, vit, one_pack, one_rank, tmp_path_factory) -> None:
+    """The runs on one rank: `joint-alone`, `vit-alone`, `one-pack-alone`."""
+    work = tmp_path_factory.mktemp("alone")
+    for name, config in (("joint", joint), ("vit", vit), ("one-pack", one_pack)):
+        train(lake, config, f"{name}-alone", work)
+
+
+@pytest.fixture(scope="module")
+def ranks(lake, joint, vit, one_pack, tmp_path_factory) -> list[dict]:
+    """What both ranks saw of some steps, after the runs joint-whole, joint-torn (left and resumed), vit, one-pack."""
+    out = tmp_path_factory.mktemp("two-ranks")
+
+    def run(name: str, config, **more: Any) -> dict:
+        return {"config": plain(config), "store": lake.url, "run": name, "work": str(out / name), "threads": 1, **more}
+
+    torn = [run("joint-torn", joint, stop_at=STOP), run("joint-torn", joint)]
+    told = {
+        "runs": [run("joint-whole", joint), *torn, run("vit", vit), run("one-pack", one_pack)],
+        "look": run("look", joint),
+        "out": str(out),
+    }
+    (out / "plan.json").write_text(json.dumps(told))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, "-m", "tests.trainers.two_ranks", str(out / "plan.json")],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    return [json.loads((out / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def history(lake, run: str, step: int = 6) -> list[dict]:
+    return [json.loads(line) for line in lake.get(f"k25/checkpoints/{run}/{step:08d}/metrics.jsonl").splitlines()]
+
+
+def record(lake, run: str, step: int = 6) -> dict:
+    return json.loads(lake.get(f"k25/checkpoints/{run}/{step:08d}/record.json"))
+
+
+def column(lines: list[dict], name: str) -> list:
+    return [line[name] for line in lines]
+
+
+def test_each_rank_keeps_the_optimizer_state_of_half_of_the_weights(ranks):
+    trained = ranks[0]["trained_elements"]
+    parts = column(ranks, "optimizer_elements")
+    assert sum(parts) == pytest.approx(trained, rel=1e-3)  # what is over is alignment
+    assert parts == pytest.approx([trained / 2] * 2, rel=1e-3)
+
+
+def test_each_rank_writes_its_own_optimizer_partition_into_the_checkpoint(lake, ranks):
+    assert sorted(record(lake, "joint-whole")["files"]) == [
+        "engine/mp_rank_00_model_states.pt",
+        "engine/zero_pp_rank_0_mp_rank_00_optim_states.pt",
+        "engine/zero_pp_rank_1_mp_rank_00_optim_states.pt",
+        "metrics.jsonl",
+        "weights.npz",
+    ]
+
+
+def test_three_packs_are_shared_by_two_ranks_and_both_know_the_same_step(lake, ranks):
+    assert column(ranks, "packs") == [[1, 1, 1], [2, 2, 2]]
+    assert ranks[0]["digests"] == ranks[1]["digests"] == column(history(lake, "joint-whole"), "digest")[:3]
+    assert ranks[0]["losses"] == ranks[1]["losses"] == column(history(lake, "joint-whole"), "loss")[:3]
+    assert ranks[0]["weights"] == ranks[1]["weights"]
+
+
+def test_two_ranks_read_what_one_reads_and_learn_what_one_learns(lake, alone, ranks):
+    one, two = history(lake, "joint-alone"), history(lake, "joint-whole")
+    for name in ("digest", "tokens", "vision_tokens", "targets", "learning_rate"):
+        assert column(two, name) == column(one, name)
+    assert column(two, "loss") == pytest.approx(column(one, "loss"), **CLOSE)
+    assert column(two, "gradient_norm") == pytest.approx(column(one, "gradient_norm"), rel=1e-3)
+    assert [two[0]["probe_loss"], two[-1]["probe_loss"]] == pytest.approx(
+        [one[0]["probe_loss"], one[-1]["probe_loss"]], **CLOSE
+    )
+    assert min(column(one, "vision_tokens")) > 0
+
+
+def test_the_contrastive_stage_reads_the_same_on_two_ranks_and_starts_from_the_same_captions(lake, alone, ranks):
+    one, two = history(lake, "vit-alone"), history(lake, "vit")
+    assert column(two, "digest") == column(one, "digest")
+    assert column(two, "pairs") == column(one, "pairs")
+    assert two[0]["caption_loss"] == pytest.approx(one[0]["caption_loss"], **CLOSE)
+    assert two[0]["contrastive_loss"] < one[0]["contrastive_loss"]  # pictures of other ranks are no negatives
+
+
+def test_a_rank_that_has_nothing_to_see_changes_nothing(lake, alone, ranks):
+    one, two = history(lake, "one-pack-alone", 4), history(lake, "one-pack", 4)
+    assert column(two, "digest") == column(one, "digest")
+    for name in ("loss", "caption_loss", "contrastive_loss"):
+        assert column(two, name) == pytest.approx(column(one, name), **CLOSE)
+
+
+def test_a_run_resumed_on_two_ranks_ends_in_the_same_bits(lake, ranks):
+    assert [each["step"] for each in history(lake, "joint-torn", STOP)] == list(range(STOP))
+    assert history(lake, "joint-torn") == history(lake, "joint-whole")
+    torn, whole = record(lake, "joint-torn"), record(lake, "joint-whole")
+    assert torn["digest"] == whole["digest"]
+    assert torn["files"]["weights.npz"] == whole["files"]["weights.npz"]
+
+
+def test_a_checkpoint_of_two_ranks_is_not_resumed_on_one(lake, joint, ranks, one_rank, tmp_path):
+    from k25_pipelines.errors import CheckpointError
+
+    with pytest.raises(CheckpointError, match="joint-whole/00000006 was saved on 2 ranks, this is a group of 1"):
+        train(lake, joint, "joint-whole", tmp_path)

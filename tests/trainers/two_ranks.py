@@ -1,0 +1,55 @@
+"""What each rank of test_two_ranks.py runs: python -m tests.trainers.two_ranks PLAN.json under torchrun.
+
+PLAN.json: {"runs": [run file, ...], "look": run file, "out": folder}. The runs are trained one after another; then a
+few steps of another are looked at, and every rank writes what it saw of them to <out>/<rank>.json.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from k25_pipelines.loader import PlanLoader, step_digest
+from k25_pipelines.sample.tokens import load_tokenizer
+from k25_pipelines.storage.store import open_store
+from trainers.checkpoint import checkpoint_digest
+from trainers.config import Run, parse
+from trainers.engine import Engine, join_ranks, leave_ranks
+from trainers.pretrain import build_model, main, train_step
+
+LOOK_STEPS = 3
+
+
+def look(run: Run) -> dict:
+    """Return what this rank sees of the first steps: losses, digests, its packs, its part of the optimizer."""
+    store = open_store(run.store)
+    engine = Engine(build_model(run.config, store), run.config)
+    ranks = {"rank": engine.rank, "num_ranks": engine.num_ranks}
+    losses, digests, packs, media = [], [], [], []
+    pad = load_tokenizer("default").special["pad"]
+    with PlanLoader(run.config.plan, store, threads=run.threads, **ranks) as loader:
+        for step in range(LOOK_STEPS):
+            batch = loader.batch(step)
+            losses.append(train_step(engine, batch, run.config, step=step, pad=pad)["loss"])
+            digests.append(step_digest([name for part in engine.gather(batch.digests) for name in part]))
+            packs.append(len(batch.input_ids))
+            media.append(len(batch.grid_thw))
+    return {
+        **ranks,
+        "losses": losses,
+        "digests": digests,
+        "packs": packs,
+        "media": media,
+        "weights": checkpoint_digest(engine.model, {"config": {}, "plan": "", "segments": [], "step": LOOK_STEPS}),
+        "optimizer_elements": engine.partition_elements(),
+        "trained_elements": sum(weight.numel() for weight in engine.model.parameters() if weight.requires_grad),
+    }
+
+
+if __name__ == "__main__":
+    told = json.loads(Path(sys.argv[1]).read_text())
+    rank = join_ranks(Path(told["out"]), threads=1)
+    for each in told["runs"]:
+        main(parse(Run, each))
+    seen = look(parse(Run, told["look"]))
+    (Path(told["out"]) / f"{rank}.json").write_text(json.dumps(seen))
+    leave_ranks()
