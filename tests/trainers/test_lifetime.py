@@ -7,7 +7,13 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-WAITING = "from trainers.lifetime import end_with_parent; end_with_parent(); print('up', flush=True); import time; time.sleep(60)"
+WAITING = """
+import time
+from trainers.lifetime import end_with_parent
+end_with_parent()
+print("up", flush=True)
+time.sleep(60)
+"""
 
 
 def trainer(parent: int) -> subprocess.Popen:

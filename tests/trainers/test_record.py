@@ -18,8 +18,8 @@ def test_the_last_step_is_always_saved(steps, every, saved):
 
 
 def test_a_run_sums_up_to_what_its_steps_counted():
-    first = {"probe_loss": 2.5, "loss": 3.0, "tokens": 100, "vision_tokens": 10, "targets": 80}
-    second = {"probe_loss": 1.5, "loss": 2.0, "tokens": 300, "vision_tokens": 90, "targets": 250}
+    first = {"probe_before": 2.5, "loss": 3.0, "tokens": 100, "vision_tokens": 10, "targets": 80}
+    second = {"probe_after": 1.5, "loss": 2.0, "tokens": 300, "vision_tokens": 90, "targets": 250}
     assert summary([first, second]) == {
         "first_loss": 3.0,
         "last_loss": 2.0,

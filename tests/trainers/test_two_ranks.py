@@ -117,10 +117,10 @@ def test_two_ranks_read_what_one_reads_and_learn_what_one_learns(lake, alone, ra
         assert column(two, name) == column(one, name)
     assert column(two, "loss") == pytest.approx(column(one, "loss"), **CLOSE)
     assert column(two, "gradient_norm") == pytest.approx(column(one, "gradient_norm"), rel=1e-3)
-    assert [two[0]["probe_loss"], two[-1]["probe_loss"]] == pytest.approx(
-        [one[0]["probe_loss"], one[-1]["probe_loss"]], **CLOSE
+    assert [two[0]["probe_before"], two[-1]["probe_after"]] == pytest.approx(
+        [one[0]["probe_before"], one[-1]["probe_after"]], **CLOSE
     )
-    assert min(column(one, "vision_tokens")) > 0
+    assert sum(column(one, "vision_tokens")) > 0
 
 
 def test_the_contrastive_stage_reads_the_same_on_two_ranks_and_starts_from_the_same_captions(lake, alone, ranks):
