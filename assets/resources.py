@@ -111,12 +111,18 @@ def trainer_from_env() -> TrainerResource:
 
 
 def retraining_from_env(stages: tuple[str, ...]) -> RetrainingSettings:
-    """Return when and what to retrain: K25_RETRAIN_CRON, K25_RETRAIN (on or off), K25_RETRAIN_STAGES."""
+    """Return when and what to retrain: K25_RETRAIN_CRON, K25_RETRAIN (on or off), K25_RETRAIN_STAGES.
+
+    Raises:
+        K25Error: K25_RETRAIN_STAGES names something else than one of `stages`.
+    """
     chosen = os.environ.get("K25_RETRAIN_STAGES", "")
+    if unknown := sorted(set(chosen.split(",")) - {*stages, ""}):
+        raise K25Error(f"K25_RETRAIN_STAGES names {', '.join(unknown)}; the stages are {', '.join(stages)}")
     return RetrainingSettings(
         cron=os.environ.get("K25_RETRAIN_CRON", "0 2 * * *"),
         is_on=os.environ.get("K25_RETRAIN", "off") == "on",
-        stages=tuple(chosen.split(",")) if chosen else stages,
+        stages=tuple(stage for stage in stages if stage in chosen.split(",")) if chosen else stages,
     )
 
 

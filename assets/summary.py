@@ -19,7 +19,8 @@ NEEDLE_LINES = {
     "loss of text beyond the first context": "text_nll_beyond_context",
 }
 
-LOSSES = "Losses are in nats a token; before and after are of planned steps that are not trained on."
+LOSSES = """Losses are in nats a token. Before and after are of planned steps that are not trained on, whose samples may
+have come up in an earlier epoch; held-out captions never did. Spread: of the vision share, from step to step."""
 
 
 def summary(lake: Store, trainer: TrainerResource) -> str:
@@ -62,7 +63,8 @@ def _stages(lake: Store, scale: str) -> list[dict[str, Any]]:
         if record is None:
             continue
         metrics = record["metrics"]
-        figures = {"tokens": metrics["tokens"], "vision share": metrics["vision_share"]}
+        shares = {"vision share": metrics["vision_share"], "spread": metrics["vision_share_std"]}
+        figures = {"tokens": metrics["tokens"], **shares}
         losses = {"loss before": metrics["probe_before"], "loss after": metrics["probe_after"]}
         rows.append({"stage": stage, "steps": record["step"], **figures, **losses, "checkpoint": record["key"]})
     return rows

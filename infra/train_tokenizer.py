@@ -102,7 +102,7 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m infra.train_tokenizer",
         description="Train the default tokenizer on the demo text. Plans and batches depend on its bytes.",
-        epilog="example: python -m infra.train_tokenizer --output /tmp/tokenizer.json",
+        epilog="example: python -m infra.train_tokenizer --output tokenizer.json",
     )
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE", help="default: the committed one")
     parser.add_argument("--wheels", type=Path, default=ROOT / ".k25" / "wheels", metavar="FOLDER")

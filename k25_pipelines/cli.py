@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
-from k25_pipelines.environment import STATE, open_lake, run_child, served_lake
+from k25_pipelines.environment import STATE, keep_server, open_lake, run_child, served_lake
 from k25_pipelines.errors import K25Error
 
 STAGES = ("warmup", "vit", "projector", "joint", "long_context")
@@ -121,6 +121,7 @@ def _server_commands(commands) -> None:
 
 
 def _up(options: argparse.Namespace) -> int:
+    keep_server()
     words = ["up", *(["--port", str(options.port)] if options.port else [])]
     return run_child("infra.s3_server", *words, *(["--background"] if options.background else []))
 

@@ -17,6 +17,8 @@ from k25_pipelines.storage.store import Store, open_store
 ROOT = Path(__file__).resolve().parent.parent
 STATE = ROOT / ".k25"
 """What runs write on this machine: the embedded server's data, caches, Dagster's instance, pages."""
+BORROWED = STATE / "s3.borrowed"
+"""Names the process for whose time alone the server was started."""
 
 
 @contextmanager
@@ -25,15 +27,35 @@ def served_lake() -> Iterator[None]:
     if os.environ.get("K25_LAKE"):
         yield
         return
-    was_up = run_child("infra.s3_server", "status", quiet=True) == 0
-    if code := run_child("infra.s3_server", "up", "--background"):
-        raise SystemExit(code)
-    _load_server_environment()
+    was_up = run_child("infra.s3_server", "status", quiet=True) == 0 and not _is_left_over()
+    if not was_up:
+        STATE.mkdir(exist_ok=True)
+        BORROWED.write_text(str(os.getpid()))
     try:
+        if code := run_child("infra.s3_server", "up", "--background"):
+            raise SystemExit(code)
+        _load_server_environment()
         yield
     finally:
         if not was_up:
             run_child("infra.s3_server", "down")
+            BORROWED.unlink(missing_ok=True)
+
+
+def keep_server() -> None:
+    """Let the server run on, though a command that was killed may have started it for itself alone."""
+    BORROWED.unlink(missing_ok=True)
+
+
+def _is_left_over() -> bool:
+    """Whether the server was started for the time of a command that was killed since."""
+    try:
+        os.kill(int(BORROWED.read_text()), 0)
+    except (ProcessLookupError, ValueError):
+        return True
+    except OSError:  # no such file, or another user's process
+        return False
+    return False
 
 
 def run_child(module: str, *words: str, quiet: bool = False) -> int:

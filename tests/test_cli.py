@@ -134,12 +134,16 @@ def test_an_endpoint_that_nobody_serves_is_named(k25, s3_environment):
     refused(k25("datasets", AWS_ENDPOINT_URL="http://127.0.0.1:9"), "http://127.0.0.1:9")
 
 
-def test_no_lake_says_how_to_name_one(k25, s3_environment, monkeypatch, tmp_path):
+def test_no_lake_says_how_to_name_one(s3_environment, monkeypatch, tmp_path, capsys):
     from k25_pipelines import cli, environment
 
     monkeypatch.setattr(environment, "STATE", tmp_path)
     monkeypatch.delenv("K25_LAKE")
     assert cli.main(["datasets"]) == 2
+    assert capsys.readouterr().err == (
+        "k25 datasets: no lake: set K25_LAKE to s3://bucket/prefix or a folder, "
+        "or start the embedded one with `k25 up`\n"
+    )
 
 
 def test_a_truncated_tar_is_named_and_nothing_is_written(k25, lake, register):
@@ -301,3 +305,24 @@ def test_two_buckets_a_lake_in_one_and_a_dataset_in_the_other(k25, s3_environmen
     assert k25("index", "own").returncode == 0
     assert json.loads(k25("stats", "own", "--json").stdout)["num_lines"] == 1
     assert [info.key for info in own.list()] == ["notes/a.txt"]
+
+
+def test_a_server_left_by_a_killed_command_is_stopped_by_the_next_and_a_wanted_one_is_not(tmp_path, monkeypatch):
+    from k25_pipelines import environment
+
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.delenv("K25_LAKE", raising=False)
+    monkeypatch.setattr(environment, "STATE", tmp_path)
+    monkeypatch.setattr(environment, "BORROWED", tmp_path / "s3.borrowed")
+    monkeypatch.setattr(environment, "run_child", lambda _, *words, **__: asked.append(words) or 0)  # it answers
+    (tmp_path / "env").write_text("")
+    with environment.served_lake():
+        pass
+    assert ("down",) not in asked
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (tmp_path / "s3.borrowed").write_text(str(dead.pid))
+    with environment.served_lake():
+        assert (tmp_path / "s3.borrowed").read_text() == str(os.getpid())
+    assert asked[-1] == ("down",)
+    assert not (tmp_path / "s3.borrowed").exists()

@@ -1,8 +1,6 @@
 """The reading order is the import order: each layer may import only what stands above it."""
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -31,7 +29,7 @@ ONE_DOOR = {
     "boto3": ["k25_pipelines/storage/s3.py"],
     "botocore": ["k25_pipelines/storage/s3.py"],
     "s3fs": ["k25_pipelines/storage/s3.py"],
-    "PIL": ["k25_pipelines/sample/", "k25_pipelines/catalog/probe.py", "k25_pipelines/gallery.py"],
+    "PIL": ["k25_pipelines/sample/", "k25_pipelines/catalog/probe.py"],
     "cv2": ["k25_pipelines/sample/"],
     "decord": ["k25_pipelines/sample/", "k25_pipelines/catalog/probe.py"],
     "simplejpeg": ["k25_pipelines/sample/"],
@@ -119,10 +117,3 @@ def test_a_plan_does_no_io(path):
         "tempfile",
     }
     assert {name for name in imports_of(path) if name.split(".")[0] in doors} == set()
-
-
-def test_loading_the_definitions_loads_no_heavy_library():
-    heavy = ["torch", "deepspeed", "transformers", "webdataset"]
-    probe = f"import sys, assets.definitions; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", probe], cwd=ROOT, capture_output=True, text=True)
-    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr

@@ -133,8 +133,13 @@ def run_name(config: TrainConfig) -> str:
 
 
 def load_run(path: str | Path) -> Run:
-    """Return the run that a JSON file describes. Raises ValueError naming an unknown or missing key."""
-    return parse(Run, json.loads(Path(path).read_text(encoding="utf-8")))
+    """Return the run that a JSON file describes. Raises ValueError naming the file, or an unknown or missing key."""
+    try:
+        told = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"not JSON ({error})"
+        raise ValueError(f"run file {path}: {reason}; give the path of a run file, as `k25 train` writes") from error
+    return parse(Run, told)
 
 
 def check_config(config: TrainConfig) -> None:

@@ -13,7 +13,7 @@ from infra.demo_corpus import DATASETS
 from infra.demo_corpus.material import Material, Progress, small_material, whole_material
 from infra.demo_corpus.objects import corpus_objects, counts
 from infra.demo_corpus.packages import WHEELS
-from k25_pipelines.errors import ObjectNotFoundError
+from k25_pipelines.errors import DatasetError, ObjectNotFoundError
 from k25_pipelines.keys import digest
 from k25_pipelines.storage.store import Store
 
@@ -25,6 +25,16 @@ FACTS_KEY = "raw/demo_corpus.json"
 DRAWN_WITH = ("emoji", "imageio-ffmpeg", "matplotlib", "pillow", "pyarrow", "resvg-py", "webdataset")
 UPLOAD_THREADS = 8
 UPLOADS_AHEAD = 64
+LEAST_SAMPLES = {
+    "captions": 1000,
+    "captions_heldout": 128,
+    "grounding": 500,
+    "wiki": 10_000,
+    "code": 1000,
+    "clips": 20,
+    "long_documents": 20,
+}
+"""What the whole corpus promises."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +69,9 @@ def build(lake: Store, wheels: Path, *, small: bool, progress: Progress) -> tupl
     num_bytes = _upload(lake, corpus_objects(material, progress))
     _delete_others(lake, set(num_bytes))
     facts = _facts(wanted, material, num_bytes)
+    short = {name: facts.samples[name] for name, least in LEAST_SAMPLES.items() if facts.samples[name] < least}
+    if short and not small:
+        raise DatasetError(f"the demo corpus has too few samples of {short}; it needs the standard library's own tests")
     lake.put(FACTS_KEY, _json(asdict(facts)))
     lake.put(LIST_KEY, _json([dataset | {"uri": f"{lake.url}/{dataset['uri']}"} for dataset in DATASETS]))
     return facts, True

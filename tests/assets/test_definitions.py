@@ -45,12 +45,12 @@ def test_every_asset_is_part_of_the_demo():
 
 def test_every_check_says_what_must_hold():
     checks = [spec for check in defs.asset_checks for spec in check.check_specs]
-    assert len(checks) == 9
+    assert len(checks) == 11
     assert [spec.name for spec in checks if not spec.description] == []
 
 
 def test_loading_the_definitions_loads_no_heavy_library():
-    heavy = ["torch", "deepspeed", "transformers", "cv2", "decord", "matplotlib", "boto3"]
+    heavy = ["torch", "deepspeed", "transformers", "cv2", "decord", "matplotlib", "boto3", "webdataset"]
     probe = f"import sys, assets.definitions; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", probe], cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr

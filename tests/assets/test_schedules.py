@@ -13,9 +13,11 @@ import pytest
 
 from assets.outputs import EDITION_TAG
 from assets.plans import edition_recipe
+from assets.resources import retraining_from_env
 from assets.schedules import nightly_retraining, registered_datasets
 from k25_pipelines.catalog.registration import Registration
 from k25_pipelines.catalog.registry import load_manifest, register
+from k25_pipelines.errors import K25Error
 from tests.assets.conftest import ROOT
 
 NIGHT = datetime(2026, 11, 24, 2, 0, tzinfo=UTC)
@@ -39,6 +41,18 @@ def test_an_edition_has_a_name_and_a_seed_of_its_own():
     recipes = [edition_recipe("joint", scale="toy", edition=name) for name in ("main", "20261124T0200Z", "other")]
     assert [recipe["name"] for recipe in recipes] == ["joint-toy", "joint-toy-20261124T0200Z", "joint-toy-other"]
     assert len({recipe["seed"] for recipe in recipes}) == 3
+
+
+@pytest.mark.parametrize(("chosen", "stages"), [("", ("a", "b", "c")), ("b", ("b",)), ("c,a", ("a", "c"))])
+def test_stages_of_a_retraining_are_chosen_by_name(monkeypatch, chosen, stages):
+    monkeypatch.setenv("K25_RETRAIN_STAGES", chosen)
+    assert retraining_from_env(("a", "b", "c")).stages == stages
+
+
+def test_an_unknown_stage_of_a_retraining_is_named(monkeypatch):
+    monkeypatch.setenv("K25_RETRAIN_STAGES", "warmup,pretrain")
+    with pytest.raises(K25Error, match="K25_RETRAIN_STAGES names pretrain; the stages are warmup, vit"):
+        retraining_from_env(("warmup", "vit"))
 
 
 def test_the_sensor_takes_in_what_was_registered(place):

@@ -62,3 +62,13 @@ def test_recipes_load_without_torch():
     probe = "import sys, trainers.recipes, trainers.config; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("data", "said"), [(None, "No such file or directory"), (b"{", "not JSON"), (b"\xff", "not JSON")]
+)
+def test_a_run_file_that_cannot_be_read_is_named(tmp_path, data, said):
+    if data is not None:
+        (tmp_path / "run.json").write_bytes(data)
+    with pytest.raises(ValueError, match=rf"run file .*run\.json: {said}.*; give the path of a run file"):
+        load_run(tmp_path / "run.json")

@@ -80,8 +80,9 @@ def browser() -> Iterator[object]:
     required = bool(os.environ.get("K25_REQUIRE_BROWSER"))
     if not CHROMIUM.exists() and not required:
         pytest.skip(f"no browser at {CHROMIUM}: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as running:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as running:
         launched = running.chromium.launch(executable_path=str(CHROMIUM), headless=True, args=ARGUMENTS)
         yield launched
         launched.close()
