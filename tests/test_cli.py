@@ -60,7 +60,7 @@ def register(k25, lake):
     return run
 
 
-def refused(done, *said: str) -> None:
+def assert_refused(done, *said: str) -> None:
     """The command ended with 2 and one line that says each of the words."""
     assert done.returncode == 2, done
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
@@ -107,31 +107,31 @@ def test_the_way_from_objects_to_batches(k25, lake, register, tmp_path):
 def test_an_unknown_dataset_is_named_with_those_that_there_are(k25, lake, register):
     notes(lake)
     register("notes", "jsonl")
-    refused(k25("index", "nodes"), "nodes", "notes")
+    assert_refused(k25("index", "nodes"), "nodes", "notes")
 
 
 def test_a_dataset_of_an_unknown_kind_is_refused_with_the_nearest(k25, lake):
     done = k25(
         "register", "notes", f"{lake.url}/raw/notes", "--kind", "parquett", "--licence", "MIT", "--source", "test"
     )
-    refused(done, "parquett", "parquet")
+    assert_refused(done, "parquett", "parquet")
 
 
 def test_an_empty_prefix_is_named(k25, lake, register):
     register("nothing", "webdataset")
-    refused(k25("index", "nothing"), "raw/nothing", ".tar")
+    assert_refused(k25("index", "nothing"), "raw/nothing", ".tar")
 
 
 def test_a_missing_bucket_is_named(k25, s3_environment):
-    refused(k25("datasets", K25_LAKE="s3://no-such-bucket/lake"), "no-such-bucket")
+    assert_refused(k25("datasets", K25_LAKE="s3://no-such-bucket/lake"), "no-such-bucket")
 
 
 def test_wrong_credentials_are_told_from_a_missing_bucket(k25, s3_environment):
-    refused(k25("datasets", AWS_SECRET_ACCESS_KEY="wrong" * 8), "access refused", "AWS_SECRET_ACCESS_KEY")
+    assert_refused(k25("datasets", AWS_SECRET_ACCESS_KEY="wrong" * 8), "access refused", "AWS_SECRET_ACCESS_KEY")
 
 
 def test_an_endpoint_that_nobody_serves_is_named(k25, s3_environment):
-    refused(k25("datasets", AWS_ENDPOINT_URL="http://127.0.0.1:9"), "http://127.0.0.1:9")
+    assert_refused(k25("datasets", AWS_ENDPOINT_URL="http://127.0.0.1:9"), "http://127.0.0.1:9")
 
 
 def test_no_lake_says_how_to_name_one(s3_environment, monkeypatch, tmp_path, capsys):
@@ -150,7 +150,7 @@ def test_a_truncated_tar_is_named_and_nothing_is_written(k25, lake, register):
     whole = tar_of({f"{number:03}.png": picture(30, 30) for number in range(9)})
     lake.put("raw/cut/0.tar", whole[: len(whole) // 2])
     register("cut", "webdataset")
-    refused(k25("index", "cut"), "0.tar", "byte")
+    assert_refused(k25("index", "cut"), "0.tar", "byte")
     assert [info.key for info in lake.list("k25/")] == ["k25/datasets/cut/registration.json"]
 
 
@@ -173,7 +173,7 @@ def test_an_annotation_for_a_missing_image_is_named(k25, lake, register):
     }
     lake.put("raw/boxes/annotations.json", json.dumps(annotations).encode())
     register("boxes", "images", "--annotations", f"{lake.url}/raw/boxes/annotations.json")
-    refused(k25("index", "boxes"), "77")
+    assert_refused(k25("index", "boxes"), "77")
 
 
 @pytest.mark.parametrize(
@@ -189,14 +189,14 @@ def test_a_recipe_that_cannot_be_planned_says_why(k25, lake, register, tmp_path,
     notes(lake)
     register("notes", "jsonl")
     (tmp_path / "recipe.yaml").write_text(RECIPE.replace("notes: {weight: 1}", line))
-    refused(k25("plan", tmp_path / "recipe.yaml"), *said)
+    assert_refused(k25("plan", tmp_path / "recipe.yaml"), *said)
     assert [info.key for info in lake.list("k25/plans")] == []
 
 
 def test_a_recipe_with_a_share_that_is_no_share_is_refused(k25, lake, tmp_path):
     recipe = RECIPE.replace("blend: samples", "blend: tokens\nvision_share: 0")
     (tmp_path / "recipe.yaml").write_text(recipe)
-    refused(k25("plan", tmp_path / "recipe.yaml"), "vision_share", "0")
+    assert_refused(k25("plan", tmp_path / "recipe.yaml"), "vision_share", "0")
 
 
 def test_a_range_of_steps_past_the_plan_is_refused(k25, lake, register, tmp_path):
@@ -205,8 +205,8 @@ def test_a_range_of_steps_past_the_plan_is_refused(k25, lake, register, tmp_path
     k25("index", "notes")
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     plan = k25("plan", tmp_path / "recipe.yaml").stdout.splitlines()[-1]
-    refused(k25("batch", plan, "--steps", "6:9", "--digest"), "steps 0 to 5", "extend")
-    refused(k25("batch", "0" * 32, "--steps", "0:1"), "0" * 32)
+    assert_refused(k25("batch", plan, "--steps", "6:9", "--digest"), "steps 0 to 5", "extend")
+    assert_refused(k25("batch", "0" * 32, "--steps", "0:1"), "0" * 32)
 
 
 @pytest.fixture
@@ -269,7 +269,7 @@ def test_output_that_cannot_be_written_is_one_line(k25, folder_lake, tmp_path):
         2,
         "k25 datasets: output: No space left on device; check path and space\n",
     )
-    refused(k25("browse", "notes", "--output", tmp_path), str(tmp_path), "Is a directory")
+    assert_refused(k25("browse", "notes", "--output", tmp_path), str(tmp_path), "Is a directory")
 
 
 @pytest.mark.parametrize(
@@ -285,13 +285,15 @@ def test_output_that_cannot_be_written_is_one_line(k25, folder_lake, tmp_path):
     ],
 )
 def test_a_batch_that_cannot_be_is_refused_in_one_line_and_nothing_is_printed(k25, folder_lake, words, said):
-    refused(k25("batch", folder_lake, "--steps", "0:6", "--digest", *words), said)
+    assert_refused(k25("batch", folder_lake, "--steps", "0:6", "--digest", *words), said)
 
 
 def test_an_object_that_was_overwritten_stops_the_batch_in_one_line(k25, folder_lake, tmp_path):
     for note in (tmp_path / "my data é%20").iterdir():
         note.write_bytes(note.read_bytes().replace(b"note", b"nope"))
-    refused(k25("batch", folder_lake, "--steps", "0:1", "--digest"), "notes: ", ".txt was overwritten: its etag is ")
+    assert_refused(
+        k25("batch", folder_lake, "--steps", "0:1", "--digest"), "notes: ", ".txt was overwritten: its etag is "
+    )
 
 
 def test_two_buckets_a_lake_in_one_and_a_dataset_in_the_other(k25, s3_environment):
