@@ -52,11 +52,11 @@ def run_trainer(
 
 
 def _run_to_end(context: dg.AssetExecutionContext, trainer: TrainerResource, command: list[str], path: Path) -> None:
-    log, messages = path.with_suffix(".log"), path.with_suffix(f".{context.run_id}.messages")
+    log, messages = path.with_suffix(".log"), path.with_suffix(f".{context.run.run_id}.messages")
     messages.touch()
     with dg.open_pipes_session(
         context,
-        context_injector=dg.PipesFileContextInjector(str(path.with_suffix(f".{context.run_id}.context"))),
+        context_injector=dg.PipesFileContextInjector(str(path.with_suffix(f".{context.run.run_id}.context"))),
         message_reader=dg.PipesFileMessageReader(str(messages)),
     ) as session:
         environment = _environment(session.get_bootstrap_env_vars(), trainer, path)

@@ -211,6 +211,8 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _up(arguments: argparse.Namespace) -> int:
+    if not arguments.background:
+        _leave_on_signals()  # before anyone can read that it is ready and send one
     server = start(arguments.state, arguments.port, dies_with_caller=not arguments.background)
     print(f"S3 server {'ready' if server.is_new else 'already running'} at {server.endpoint}, pid {server.pid}")
     print(f"source {arguments.state / 'env'}", flush=True)
@@ -219,9 +221,12 @@ def _up(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _serve_until_signal(state_folder: Path, pid: int) -> None:
+def _leave_on_signals() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
+
+
+def _serve_until_signal(state_folder: Path, pid: int) -> None:
     try:
         psutil.Process(pid).wait()
     finally:

@@ -23,12 +23,21 @@ from k25_pipelines.storage.store import Store
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
+NOTICES = (
+    "ignore::dagster.PreviewWarning",
+    "ignore::dagster.BetaWarning",
+    "ignore:AssetExecutionContext.run_id is deprecated:DeprecationWarning",  # Dagster's own Pipes session reads it
+    "ignore:The .__fields__. attribute is deprecated:DeprecationWarning",  # Dagster reads it of every resource
+)
+"""Dagster's notices about its own interfaces, and the one that it earns from pydantic."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Take Dagster's notices about its own interfaces as they are."""
+    """Take the notices as they are."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
-            for notice in ("DeprecationWarning", "dagster.PreviewWarning", "dagster.BetaWarning"):
-                item.add_marker(pytest.mark.filterwarnings(f"ignore::{notice}"))
+            for notice in NOTICES:
+                item.add_marker(pytest.mark.filterwarnings(notice))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
@@ -111,27 +112,39 @@ def test_wrong_credentials_are_refused_and_the_exports_are_private(state):
     assert secret not in " ".join(psutil.Process(server.pid).cmdline())
 
 
-def test_in_the_foreground_it_ends_with_its_signal(state):
+@pytest.fixture
+def caller(state) -> Iterator[subprocess.Popen[str]]:
+    """`up` in the foreground, ready; killed in the end, whatever a test found."""
     command = [sys.executable, "-m", "infra.s3_server", "up", "--state", str(state)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as caller:
-        assert caller.stdout is not None
-        assert "ready at http://127.0.0.1:" in caller.stdout.readline()
-        server = s3_server.status(state)
-        assert server is not None
-        caller.send_signal(signal.SIGTERM)
-        assert caller.wait(15) == 0
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert "ready at http://127.0.0.1:" in process.stdout.readline()
+            yield process
+        finally:
+            process.kill()
+
+
+def answered(state) -> s3_server.ServerInfo:
+    """The server's facts; a busy machine may let it answer late."""
+    deadline = time.monotonic() + 30
+    while (server := s3_server.status(state)) is None:
+        assert time.monotonic() < deadline, "the server never answered"
+        time.sleep(0.05)
+    return server
+
+
+def test_in_the_foreground_it_ends_with_its_signal(state, caller):
+    server = answered(state)
+    caller.send_signal(signal.SIGTERM)
+    assert caller.wait(60) == 0
     assert not psutil.pid_exists(server.pid)
 
 
-def test_in_the_foreground_it_does_not_outlive_a_killed_caller(state):
-    command = [sys.executable, "-m", "infra.s3_server", "up", "--state", str(state)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as caller:
-        assert caller.stdout is not None
-        caller.stdout.readline()
-        server = s3_server.status(state)
-        assert server is not None
-        caller.kill()
-    deadline = time.monotonic() + 10
+def test_in_the_foreground_it_does_not_outlive_a_killed_caller(state, caller):
+    answered(state)
+    caller.kill()
+    deadline = time.monotonic() + 30
     while s3_server.status(state) is not None and time.monotonic() < deadline:
         time.sleep(0.05)
     assert s3_server.status(state) is None
