@@ -7,22 +7,29 @@ from tests.web.conftest import screenshots, wait_for
 pytestmark = pytest.mark.web
 
 
+def assert_shown(tab, words: str) -> None:
+    """The words stand on the page, or come to within half a minute; else the browser's error ends the test."""
+    shown = tab.get_by_text(words, exact=True).first
+    shown.wait_for(timeout=30_000)
+    assert shown.is_visible()
+
+
 def test_the_page_shows_every_group_of_assets(dagster_page, tab):
     tab.goto(f"{dagster_page.url}/asset-groups", wait_until="domcontentloaded")
     for group in ("data_layer", "plans", "pretraining", "evaluation"):
-        tab.get_by_text(group, exact=True).first.wait_for(timeout=30_000)
+        assert_shown(tab, group)
 
 
 def test_a_group_shows_its_assets(dagster_page, tab):
     tab.goto(f"{dagster_page.url}/locations/k25/asset-groups/pretraining/lineage", wait_until="domcontentloaded")
     for asset in ("vit_checkpoint", "joint_checkpoint", "run_report"):  # longer names are cut where space is short
-        tab.get_by_text(asset, exact=True).first.wait_for(timeout=30_000)
+        assert_shown(tab, asset)
 
 
 def test_the_schedule_and_the_sensor_are_listed(dagster_page, tab):
     tab.goto(f"{dagster_page.url}/automation", wait_until="domcontentloaded")
     for name in ("nightly_retraining", "registered_datasets"):
-        tab.get_by_text(name, exact=True).first.wait_for(timeout=30_000)
+        assert_shown(tab, name)
 
 
 def test_a_click_on_materialize_makes_the_asset(dagster_page, tab, tmp_path):
@@ -34,7 +41,7 @@ def test_a_click_on_materialize_makes_the_asset(dagster_page, tab, tmp_path):
     tab.get_by_text("Success").first.wait_for(timeout=30_000)
     tab.screenshot(path=str(screenshots(tmp_path) / "runs.png"))
     tab.goto(f"{dagster_page.url}/assets/lake_catalog?view=events", wait_until="domcontentloaded")
-    tab.get_by_text("digest", exact=True).first.wait_for(timeout=30_000)
+    assert_shown(tab, "digest")
 
 
 def is_catalog_made(page) -> bool:
