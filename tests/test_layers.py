@@ -19,6 +19,7 @@ READING_ORDER = [
     "k25_pipelines.lineage",
     "k25_pipelines.gallery",
     "k25_pipelines.environment",
+    "k25_pipelines.commands",
     "k25_pipelines.cli",
     "trainers",
     "assets",

@@ -5,14 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from k25_pipelines.errors import PlanError, RecipeError
-from k25_pipelines.plan.draws import DRAW_DTYPES
 from k25_pipelines.plan.lane import Lane, Refusals, Stream, change_recipe, new_blend, refill
-from k25_pipelines.plan.recipe import MOST_LANES, Recipe, recipe_at, recipe_dict, source_entry, source_names
-from k25_pipelines.plan.segment import NO_TOMBSTONES, PLAN_VERSION, Segment, make_segment, segment_table
-from k25_pipelines.plan.source import SourceTable, measure, source_identity
+from k25_pipelines.plan.recipe import MOST_LANES, Recipe, recipe_at, recipe_dict, source_names
+from k25_pipelines.plan.segment import NO_TOMBSTONES, PLAN_VERSION, Segment, make_segment
+from k25_pipelines.plan.source import SourceTable, source_identity
 from k25_pipelines.plan.state import lane_from_state, lane_state
 
 PACKS_PER_SEGMENT = 16_384
@@ -142,7 +140,9 @@ def _plan_one(
         taken = _plan_step(planner, step)
         packs.extend(taken)
         steps.append(np.full(len(taken), step, dtype=np.int64))
-    table = _table(planner, packs, np.concatenate(steps))
+    table = rows_table(
+        packs, np.concatenate(steps), recipe=planner.recipe, names=planner.names, sources=planner.sources
+    )
     report = {
         "worst_debt_tokens": max(lane.blend.worst for lane in planner.lanes),
         "refused": planner.refusals.counts,
@@ -170,42 +170,6 @@ def _plan_step(planner: _Planner, step: int) -> list[np.ndarray]:
         packs.extend(lane.pending[:wanted])
         del lane.pending[:wanted]
     return packs
-
-
-def _table(planner: _Planner, packs: list[np.ndarray], step_of_pack: np.ndarray) -> pa.Table:
-    """Return the rows of packs, their draws measured again from line and epoch."""
-    items = np.concatenate(packs)
-    sizes = np.array([len(pack) for pack in packs])
-    first_of_step = np.searchsorted(step_of_pack, step_of_pack)
-    columns = {
-        "step": np.repeat(step_of_pack, sizes),
-        "pack": np.repeat(np.arange(len(packs)) - first_of_step, sizes),
-        "slot": np.arange(len(items)) - np.repeat(np.cumsum(sizes) - sizes, sizes),
-        "dataset": items["source"],
-        "line": items["line"],
-        "epoch": items["epoch"],
-        "token_start": items["start"],
-        "num_tokens": items["tokens"],
-        "vision_tokens": items["vision"],
-        "patches": items["patches"],
-        "media": items["media"],
-    }
-    columns |= _draws(planner, items)
-    return segment_table(columns, planner.names)
-
-
-def _draws(planner: _Planner, items: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the draw columns of all items, source by source."""
-    columns = {name: np.zeros(len(items), dtype=dtype) for name, dtype in DRAW_DTYPES.items()}
-    for number, name in enumerate(planner.names):
-        mine = np.flatnonzero(items["source"] == number)
-        if not mine.size:
-            continue
-        entry = source_entry(planner.recipe, name)
-        drawn = measure(planner.sources[name], entry, planner.recipe, items["line"][mine], items["epoch"][mine])
-        for column in columns:
-            columns[column][mine] = drawn[column]
-    return columns
 
 
 def _check_sources(recipe: Recipe, names: Sequence[str], tables: Mapping[str, SourceTable]) -> None:

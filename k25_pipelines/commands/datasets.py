@@ -1,0 +1,137 @@
+"""`k25 register`, `index`, `datasets`, `stats`, `browse`: what there is."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from k25_pipelines.commands.parts import command, count, progress_bar
+from k25_pipelines.environment import STATE, open_lake
+from k25_pipelines.errors import K25Error
+
+
+def add_commands(commands) -> None:
+    """Add them to the parser."""
+    register = command(
+        commands,
+        "register",
+        _register,
+        purpose="name a dataset that lies in a bucket; nothing is copied",
+        example="k25 register web s3://lake/raw/web --kind parquet --licence CC-BY-4.0 --source 'Our crawl'",
+    )
+    register.add_argument("name")
+    register.add_argument("uri", help="s3://bucket/prefix or a folder, where the objects lie")
+    register.add_argument("--kind", required=True, help="webdataset, images, parquet, jsonl, text or video")
+    register.add_argument("--annotations", help="COCO JSON (images) or JSONL (video)")
+    register.add_argument("--licence", required=True, help="SPDX id, for samples that name none")
+    register.add_argument("--source", required=True, help="where it comes from, for samples that name none")
+
+    index = command(
+        commands,
+        "index",
+        _index,
+        purpose="scan a dataset in place into a manifest; prints the version's digest",
+        example="k25 index web",
+    )
+    index.add_argument("name")
+    index.add_argument("--threads", type=count, default=8)
+
+    datasets = command(commands, "datasets", _datasets, purpose="list the datasets of the lake", example="k25 datasets")
+    datasets.add_argument("--json", action="store_true")
+    stats = command(commands, "stats", _stats, purpose="what a dataset looks like", example="k25 stats web --json")
+    stats.add_argument("name")
+    stats.add_argument("--json", action="store_true")
+
+    browse = command(
+        commands,
+        "browse",
+        _browse,
+        purpose="write a page of samples, as stored and as the model sees them",
+        example="k25 browse grounding   or   k25 browse --plan PLAN --step 0",
+    )
+    browse.add_argument("name", nargs="?")
+    browse.add_argument("--plan")
+    browse.add_argument("--step", type=int, default=0)
+    browse.add_argument("--samples", type=count, default=24)
+    browse.add_argument("--output", type=Path, help="the page; below .k25/gallery if not given")
+
+
+def _register(options: argparse.Namespace) -> None:
+    from k25_pipelines.catalog import registry
+
+    chosen = registry.Registration(
+        name=options.name,
+        uri=options.uri.rstrip("/"),
+        kind=options.kind,
+        annotations=options.annotations,
+        licence=options.licence,
+        source=options.source,
+    )
+    registry.register(open_lake(), chosen)
+    print(f"{options.name}: registered; next: k25 index {options.name}")
+
+
+def _index(options: argparse.Namespace) -> None:
+    from k25_pipelines.catalog import registry
+
+    with progress_bar(f"index {options.name}") as progress:
+        manifest = registry.index_dataset(open_lake(), options.name, threads=options.threads, progress=progress)
+    num_quarantined = int(manifest.media_table()["quarantined"].sum())
+    if num_quarantined:
+        told = f"{num_quarantined} of {manifest.num_lines} samples quarantined; k25 stats {options.name} says why"
+        print(f"{options.name}: {told}", file=sys.stderr)
+    print(manifest.digest)
+
+
+def _datasets(options: argparse.Namespace) -> None:
+    from k25_pipelines.catalog import registry
+
+    lake = open_lake()
+    rows = []
+    for name in registry.dataset_names(lake):
+        versions = registry.dataset_versions(lake, name)
+        rows.append({"name": name, "versions": len(versions), **(versions[-1] if versions else {})})
+    if options.json:
+        print(json.dumps(rows, indent=1))
+        return
+    if not rows:
+        print("no datasets yet; k25 register NAME URI --kind KIND --licence SPDX --source TEXT", file=sys.stderr)
+    for row in rows:
+        told = f"{row['num_lines']:>8,} samples  {row['num_quarantined']:>4} quarantined  {row['digest'][:12]}"
+        print(f"{row['name']:<20} {told if row['versions'] else 'registered, not indexed: k25 index ' + row['name']}")
+
+
+def _stats(options: argparse.Namespace) -> None:
+    from k25_pipelines.catalog import registry
+    from k25_pipelines.catalog.statistics import statistics
+
+    facts = statistics(registry.load_manifest(open_lake(), options.name))
+    if options.json:
+        print(json.dumps(facts, indent=1))
+        return
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            print(f"{name}")
+            for inner, count in value.items():
+                print(f"    {inner:<44} {count:>12,}" if isinstance(count, int) else f"    {inner:<44} {count}")
+        else:
+            print(f"{name:<24} {value:,}" if isinstance(value, int) else f"{name:<24} {value}")
+
+
+def _browse(options: argparse.Namespace) -> None:
+    from k25_pipelines import gallery
+
+    lake = open_lake()
+    if bool(options.name) == bool(options.plan):
+        raise K25Error("browse takes a dataset's NAME or --plan PLAN --step N; give one of the two")
+    with progress_bar("gallery") as progress:
+        if options.plan:
+            page = gallery.step_page(lake, options.plan, step=options.step, progress=progress)
+            name = f"{options.plan[:12]}-step-{options.step}"
+        else:
+            page = gallery.dataset_page(lake, options.name, num_samples=options.samples, progress=progress)
+            name = options.name
+    output = options.output or STATE / "gallery" / f"{name}.html"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(page, encoding="utf-8")
+    print(output)
