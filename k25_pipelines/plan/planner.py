@@ -9,6 +9,7 @@ import numpy as np
 from k25_pipelines.errors import PlanError, RecipeError
 from k25_pipelines.plan.lane import Lane, Refusals, Stream, change_recipe, new_blend, refill
 from k25_pipelines.plan.recipe import MOST_LANES, Recipe, recipe_at, recipe_dict, source_names
+from k25_pipelines.plan.rows import rows_table
 from k25_pipelines.plan.segment import NO_TOMBSTONES, PLAN_VERSION, Segment, make_segment
 from k25_pipelines.plan.source import SourceTable, source_identity
 from k25_pipelines.plan.state import lane_from_state, lane_state
