@@ -43,3 +43,15 @@ class PlanError(K25Error):
 
 class CheckpointError(K25Error):
     """A checkpoint is missing, incomplete, or made under another config or plan."""
+
+
+class BadSampleBudgetError(K25Error):
+    """A source has more unreadable samples than its budget allows; the message lists them."""
+
+
+class RunError(K25Error):
+    """A run is unknown, or what it logged does not agree with what it is asked to do."""
+
+
+class LineageError(K25Error):
+    """A sample, content id or checkpoint that is asked about is unknown."""
