@@ -15,11 +15,13 @@ from k25_pipelines.loader import Batch, PlanLoader, Provenance
 from k25_pipelines.plan.permutation import permute
 from k25_pipelines.planning import open_plan
 from k25_pipelines.sample import picture
-from k25_pipelines.sample.augment import augmented_boxes, draws_of_row
+from k25_pipelines.sample.annotations import Annotation, annotations_of, moved
+from k25_pipelines.sample.augment import draws_of_row
 from k25_pipelines.sample.decode import decode_image
-from k25_pipelines.sample.example import objects
+from k25_pipelines.sample.marks import marked
 from k25_pipelines.sample.patches import pixels_of
 from k25_pipelines.sample.read import RawSample, read_line
+from k25_pipelines.sample.renderings import media_parts, settled_draws, window_first
 from k25_pipelines.sample.tokens import Tokenizer, load_tokenizer
 from k25_pipelines.sample.video import decode_volumes
 from k25_pipelines.storage.store import Store, open_store
@@ -28,6 +30,8 @@ Progress = Callable[[int, int, str], None]
 
 WORDS_SHOWN = 280
 """Characters of a text on a card."""
+SIDE = 200
+"""Longer side of a picture on a step's page, at most [pixels]."""
 STRIP_FRAMES = 4
 """Frames shown of a video."""
 
@@ -55,7 +59,7 @@ figcaption { color: var(--faint); font-size: .75em; }
 
 
 def dataset_page(lake: Store, name: str, *, num_samples: int = 24, progress: Progress | None = None) -> str:
-    """Return a self-contained page with samples of a dataset: pictures with their boxes, words, licence and source."""
+    """Return a self-contained page with samples of a dataset: marked pictures, words, licence and source."""
     manifest = load_manifest(lake, name)
     lines, store = sample_lines(manifest, num_samples), open_store(manifest.uri)
     cards = []
@@ -114,16 +118,23 @@ def contact_sheet(lake: Store, manifest: Manifest, lines: Sequence[int]) -> byte
 
 
 def stored_pictures(raw: RawSample, *, side: int) -> list[np.ndarray]:
-    """Return a sample's image with its boxes, or some frames of its video, uint8 [h, w, 3]; none for text."""
-    part = raw.medium
-    if part is None or raw.media is None:
-        return []
-    if part.kind == "image":
-        boxes = objects(raw)[1] if "annotations" in raw.inline else None
-        return [picture.thumbnail(decode_image(raw.media, name=raw.line.key), boxes=boxes, side=side)]
-    frames = np.linspace(0, part.frames - 1, min(STRIP_FRAMES, part.frames)).astype(np.int64)
-    volumes = decode_volumes(raw.media, [frames], resize=lambda frame: frame, size=(part.width, part.height))
-    return [picture.thumbnail(frame, side=side) for volume in volumes for frame in volume]
+    """Return a sample's images, the first with its annotations, or some frames of its videos; none for text."""
+    shown = []
+    for place, (part, data) in enumerate(zip(media_parts(raw), raw.media, strict=False)):
+        if part.kind == "image":
+            found = _annotations(raw) if place == 0 else []
+            shown.append(marked(decode_image(data, name=raw.line.key), found, side=side))
+            continue
+        frames = window_first(raw, part) + np.linspace(0, part.frames - 1, min(STRIP_FRAMES, part.frames)).astype(
+            np.int64
+        )
+        volumes = decode_volumes(data, [frames], resize=lambda frame: frame, size=(part.width, part.height))
+        shown += [picture.thumbnail(frame, side=side) for volume in volumes for frame in volume]
+    return shown
+
+
+def _annotations(raw: RawSample) -> list[Annotation]:
+    return annotations_of(raw.inline, name=raw.line.key)
 
 
 def _raw(manifest: Manifest, line: int, store: Store) -> RawSample:
@@ -140,9 +151,8 @@ def _stored_card(manifest: Manifest, line: int, store: Store) -> str:
     except SampleError as error:
         return f"<div class=card><p class=masked>{html.escape(str(error))}</p></div>"
     images = "".join(f"<img src='{picture.data_uri(one)}' alt=''>" for one in shown)
-    words = html.escape(_shortened(raw.text or ""))
-    if "annotations" in raw.inline:
-        words = ", ".join(html.escape(label) for label in objects(raw)[0])
+    labels = [one.label for one in _annotations(raw)] if shown else []
+    words = html.escape(_shortened(", ".join(labels) or raw.text or ""))
     origin = f"{line} · {html.escape(raw.line.key)} · {html.escape(raw.line.licence)} · {html.escape(raw.line.source)}"
     return f"<div class=card>{images}<p>{words}</p><p class=faint>{origin}</p></div>"
 
@@ -155,30 +165,30 @@ def _seen_card(raw: RawSample | None, row: dict, sample: Provenance, batch: Batc
         )
     figures = ""
     if raw is not None:
-        figures = _figure("as stored", stored_pictures(raw, side=150)[:1])
+        figures = _figure("as stored", stored_pictures(raw, side=SIDE)[:1])
         figures += _figure("as the model sees it", _seen_pictures(raw, row, sample, batch))
     words = _marked_words(sample, batch, tokenizer)
     return f"<div class=card><div class=pair>{figures}</div><p>{words}</p><p class=faint>{name}</p></div>"
 
 
 def _seen_pictures(raw: RawSample, row: dict, sample: Provenance, batch: Batch) -> list[np.ndarray]:
-    """Return the vision items of a sample out of the batch's patches, with its boxes as they were moved."""
-    draws, shown = draws_of_row(row), []
-    boxes = augmented_boxes(objects(raw)[1], draws.affine)[0] if "annotations" in raw.inline else None
+    """Return the vision items of a sample out of the batch's patches, the first with its moved annotations."""
+    draws, shown = settled_draws(raw, draws_of_row(row)), []
+    left = [one for _, one in moved(_annotations(raw), draws.affine, flip=draws.flip)]
     ends = np.cumsum(batch.grid_thw.prod(axis=1))
     for item, (pack, start, _) in enumerate(batch.media_slots.tolist()):
         if pack == sample.pack and sample.start <= start < sample.start + sample.num_tokens:
             grid = tuple(batch.grid_thw[item].tolist())
             patches = batch.patches[ends[item] - int(np.prod(grid)) : ends[item]]
-            shown += [picture.thumbnail(frame, boxes=boxes, side=150) for frame in pixels_of(patches, grid)]
+            shown += [marked(frame, left if not shown else [], side=SIDE) for frame in pixels_of(patches, grid)]
     return shown[:STRIP_FRAMES]
 
 
 def _marked_words(sample: Provenance, batch: Batch, tokenizer: Tokenizer) -> str:
-    """Return a sample's words, those that are not predicted in grey, media pads left out."""
+    """Return a sample's words, those that are not predicted in grey, pads left out."""
     span = slice(sample.start, sample.start + sample.num_tokens)
     ids, labels = batch.input_ids[sample.pack, span], batch.labels[sample.pack, span]
-    words = ids != tokenizer.media_pad
+    words = (ids != tokenizer.media_pad) & (ids != tokenizer.pad)
     ids, is_target = ids[words], labels[words] >= 0
     edges = [0, *(np.flatnonzero(np.diff(is_target)) + 1).tolist(), len(ids)]
     told = []

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import re
 
 import numpy as np
@@ -10,9 +11,13 @@ from PIL import Image
 
 from k25_pipelines import gallery
 from k25_pipelines.catalog import registry
+from k25_pipelines.catalog.registration import Registration
+from k25_pipelines.plan.draws import AUGMENTATIONS
 from k25_pipelines.plan.recipe import parse_recipe
 from k25_pipelines.planning import make_plan, open_plan
+from k25_pipelines.storage.store import open_store
 from tests.assets import tiny_lake
+from tests.sample.annotated import ANNOTATED, picture
 
 RECIPE = {
     "name": "looked at",
@@ -68,3 +73,23 @@ def test_a_step_page_shows_each_sample_of_the_step_beside_what_the_model_saw(lak
     for row in rows:
         assert f"{row['dataset']}:{row['line']}, epoch {row['epoch']}, {row['num_tokens']} tokens" in page
     assert all(np.asarray(shown).std() > 0 for shown in pictures(page))
+
+
+def test_a_step_page_shows_what_was_left_of_the_annotations_and_no_padding(tmp_path):
+    lake = open_store(f"memory://{tmp_path.name}")
+    lines = []
+    for number, items in enumerate(ANNOTATED.values()):
+        lake.put(f"raw/marks/{number}.png", picture(seed=number))
+        lines.append(json.dumps({"file": f"{number}.png", "annotations": items}))
+    lake.put("raw/marks/a.jsonl", "\n".join(lines).encode())
+    terms = {"annotations": "a.jsonl", "licence": "CC0-1.0", "source": "made here"}
+    registry.register(lake, Registration(name="marks", uri=f"{lake.url}/raw/marks", kind="images", **terms))
+    registry.index_dataset(lake, "marks")
+    stored = gallery.dataset_page(lake, "marks")
+    for label in ("left cup", "cloud", "pole", "person", "STOP here"):
+        assert label in stored
+    recipe = RECIPE | {"steps": 1, "sources": {"marks": {"weight": 1, "augment": list(AUGMENTATIONS)}}}
+    page = gallery.step_page(lake, make_plan(lake, parse_recipe(recipe)), step=0)
+    assert "masked:" not in page
+    assert "pad|&gt;" not in page
+    assert len(pictures(page)) == 2 * page.count("<div class=card>")

@@ -4,15 +4,18 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import time
 
 import numpy as np
 import pytest
 
-from k25_pipelines.errors import ObjectChangedError, PlanError, StoreError
+from k25_pipelines.catalog.registry import load_manifest
+from k25_pipelines.errors import BadSampleBudgetError, ObjectChangedError, PlanError, StoreError
 from k25_pipelines.loader import PlanLoader, step_digest
 from k25_pipelines.plan.recipe import parse_recipe
 from k25_pipelines.planning import make_plan, open_plan
-from k25_pipelines.sample.batch import pack_digest
+from k25_pipelines.sample import token_cache
+from k25_pipelines.sample.batch import Buffers, pack_digest
 from k25_pipelines.sample.tokens import load_tokenizer
 from k25_pipelines.storage import memory
 from tests.sample.small_lake import PACK_TOKENS, hand_plan, new_lake, raw_objects
@@ -70,7 +73,7 @@ def test_positions_restart_and_the_first_token_of_a_sample_is_not_predicted(plan
     assert np.abs(batch.patches).max() <= 1
 
 
-@pytest.mark.parametrize(("num_ranks", "threads"), [(1, 8), (2, 1), (3, 8), (4, 1), (4, 8)])
+@pytest.mark.parametrize(("num_ranks", "threads"), [(1, 16), (2, 1), (3, 4), (4, 1), (4, 16), (7, 4), (8, 1)])
 def test_digests_depend_neither_on_ranks_nor_on_threads(plan, lake, num_ranks, threads, tmp_path):
     steps = range(3)
     expected = digests(plan, lake, steps, threads=1)
@@ -78,7 +81,13 @@ def test_digests_depend_neither_on_ranks_nor_on_threads(plan, lake, num_ranks, t
         line
         for rank in range(num_ranks)
         for line in digests(
-            plan, lake, steps, rank=rank, num_ranks=num_ranks, threads=threads, cache=tmp_path if threads == 8 else None
+            plan,
+            lake,
+            steps,
+            rank=rank,
+            num_ranks=num_ranks,
+            threads=threads,
+            cache=tmp_path if threads == 16 else None,
         )
     ]
     assert sorted(found) == expected
@@ -182,7 +191,7 @@ def test_a_run_that_cannot_be_written_down_is_refused_before_any_work(plan, lake
 def test_an_error_of_another_kind_in_a_thread_is_raised_and_the_step_can_be_asked_for_again(plan, lake, monkeypatch):
     with PlanLoader(plan, lake, run="falls", threads=4) as loader:
         with monkeypatch.context() as broken:
-            broken.setattr("k25_pipelines.loader.example", lambda *_, **__: 1 / 0)
+            broken.setattr("k25_pipelines.loader.samples.example", lambda *_, **__: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 loader.batch(0)
         assert loader.batch(0).digests == [one for _, _, one in digests(plan, lake, [0], threads=1)]
@@ -235,6 +244,147 @@ def test_a_bad_sample_is_a_masked_span_that_stays_masked_after_the_object_healed
         assert [batch.digests for batch in loader] == [batch.digests for batch in batches]
     with PlanLoader(plan, lake, run="another", threads=2) as loader:
         assert {where.line for batch in loader for where in batch.provenance if where.masked} == {3}
+
+
+def test_a_sample_that_heals_stays_masked_on_every_rank_of_the_run():
+    lake = new_lake()
+    plan = hand_plan(lake, augment=())
+    with PlanLoader(plan, lake, withheld=(), threads=1) as loader:
+        places = [(w.pack % 2, step) for step, b in enumerate(loader) for w in b.provenance if w.dataset == "notes"]
+    assert {step for _, step in places} > {min(step for _, step in places)}
+    healthy = {key: lake.get(key) for key in ("raw/notes/b.md", "raw/notes/a/one.txt")}
+    for key in healthy:
+        lake.delete(key)
+    loaders = [PlanLoader(plan, lake, run="two", rank=rank, num_ranks=2, threads=1, ahead_bytes=0) for rank in range(2)]
+    masked = []
+    for step in range(plan.num_steps):
+        for loader in loaders:
+            found = loader.batch(step).provenance
+            masked += [(where.dataset, where.line) for where in found if where.masked]
+        if len(set(masked)) == 2:
+            for key, data in healthy.items():
+                lake.put(key, data)
+    assert sorted(masked) == [("notes", 0), ("notes", 0), ("notes", 1), ("notes", 1)]
+    for loader in loaders:
+        loader.close()
+    assert digests(plan, lake, range(plan.num_steps), run="two", threads=2) == sorted(
+        line
+        for rank in range(2)
+        for line in digests(plan, lake, range(plan.num_steps), run="two", rank=rank, num_ranks=2)
+    )
+
+
+def test_a_run_stops_with_the_list_when_a_source_has_more_bad_samples_than_its_budget():
+    lake = new_lake(others={"grounding/3.png": half_broken(raw_objects()["grounding"]["3.png"])})
+    plan = hand_plan(lake, augment=())
+    with PlanLoader(plan, lake, run="r", max_bad_samples={"grounding": 1}, threads=2) as loader:
+        assert {(w.dataset, w.line) for batch in loader for w in batch.provenance if w.masked} == {("grounding", 3)}
+    for _ in range(2):  # a resumed run stops as well
+        refused = pytest.raises(BadSampleBudgetError, match="grounding has 1 bad samples, its budget is 0")
+        with PlanLoader(plan, lake, run="s", max_bad_samples=0, threads=2) as loader, refused as failure:
+            list(loader)
+        assert "grounding:3 (" in str(failure.value)
+        assert "k25/runs/s/bad_samples/" in str(failure.value)
+
+
+def test_a_sample_taken_down_after_it_was_planned_is_masked_and_its_place_stays(plan, lake):
+    with PlanLoader(plan, lake, threads=2, withheld={("wiki", 3)}) as loader:
+        found = [(w.dataset, w.line, w.masked, w.num_tokens) for batch in loader for w in batch.provenance]
+    with PlanLoader(plan, lake, threads=2) as loader:
+        healthy = [(w.dataset, w.line, w.masked, w.num_tokens) for batch in loader for w in batch.provenance]
+    assert found == [(d, n, "withheld" if (d, n) == ("wiki", 3) else m, t) for d, n, m, t in healthy]
+    assert [masked for _, _, masked, _ in found].count("withheld") == 2
+
+
+def test_a_batch_that_is_kept_stays_as_it_was_while_the_memory_of_others_is_used_again(plan, lake):
+    with PlanLoader(plan, lake, threads=2, ahead_bytes=2**24) as loader:
+        kept = [batch for batch in (loader.batch(step) for step in range(plan.num_steps)) if len(batch.patches)]
+        expected = [patches.tobytes() for patches in (batch.patches for batch in kept)]
+        views = [batch.patches[1:] for batch in kept]
+        del kept
+        again = [loader.batch(step).patches.tobytes() for step in range(plan.num_steps)]
+    assert [patches for patches in again if patches] == expected
+    assert [view.tobytes() for view in views] == [patches[patches_bytes() :] for patches in expected]
+
+
+def patches_bytes() -> int:
+    return 3 * 14 * 14 * 4
+
+
+def test_memory_of_batches_is_used_again_only_when_nobody_holds_an_array_in_it():
+    buffers = Buffers()
+    first = buffers.take((10, 3, 14, 14))
+    place, held = first.ctypes.data, first[2:4]
+    assert buffers.take((9, 3, 14, 14)).ctypes.data != place
+    del first
+    assert buffers.take((9, 3, 14, 14)).ctypes.data != place
+    del held
+    assert place in {buffers.take((10, 3, 14, 14)).ctypes.data for _ in range(1)} | {
+        buffers.take((9, 3, 14, 14)).ctypes.data
+    }
+
+
+def test_digests_are_hashed_once_a_batch_and_only_when_asked_for(plan, lake, monkeypatch):
+    hashed = []
+    monkeypatch.setattr("k25_pipelines.sample.batch.pack_digest", lambda pack: hashed.append(1) or pack_digest(pack))
+    with PlanLoader(plan, lake, threads=1) as loader:
+        batch = loader.batch(0)
+        assert hashed == []
+        assert [one for _, _, one in loader.pack_digests(0)] == batch.digests == batch.digests
+    assert len(hashed) == 4
+
+
+def test_kept_token_ids_change_no_byte_and_the_texts_are_not_read(lake, plan, monkeypatch):
+    expected = digests(plan, lake, range(plan.num_steps), threads=2)
+    for name in plan.datasets:
+        token_cache.build(lake, load_manifest(lake, name), load_tokenizer("default"), "kimi_k25")
+    asked, whole = [], memory.MemoryStore.get_range
+    monkeypatch.setattr(
+        memory.MemoryStore,
+        "get_range",
+        lambda store, key, *rest, **etag: asked.append(f"{store.url}/{key}") or whole(store, key, *rest, **etag),
+    )
+    assert digests(plan, lake, range(plan.num_steps), threads=2, cached_tokens=True) == expected
+    texts = [key for key in asked if any(f"raw/{name}/" in key for name in ("wiki", "code", "long_documents", "notes"))]
+    assert texts == []
+    assert any("/tokens/" in key for key in asked)
+
+
+def test_what_coming_steps_read_is_fetched_while_nobody_asks_for_them(plan, lake, monkeypatch):
+    asked, whole = set(), memory.MemoryStore.get_range
+
+    def noted(store, *extent, **etag):
+        asked.add((store.url, *extent))
+        return whole(store, *extent, **etag)
+
+    monkeypatch.setattr(memory.MemoryStore, "get_range", noted)
+    digests(plan, lake, range(plan.num_steps), threads=2)
+    everything = {extent for extent in asked if ".parquet" not in extent[1]}
+    asked.clear()
+    with PlanLoader(plan, lake, threads=1, ahead_bytes=0) as loader:
+        loader.batch(0)
+        for _ in range(1000):
+            if everything <= asked:
+                break
+            time.sleep(0.005)
+        assert everything <= asked
+
+
+def test_a_step_far_on_is_reached_without_reading_the_steps_before_it(plan, lake):
+    asked = []
+
+    class Watched:
+        def __getattr__(self, name):
+            return getattr(plan, name)
+
+        def rows(self, step):
+            asked.append(step)
+            return plan.rows(step)
+
+    last = plan.num_steps - 1
+    with PlanLoader(Watched(), lake, threads=1) as loader:
+        assert loader.batch(last).digests == [d for _, _, d in digests(plan, lake, [last], threads=1)]
+    assert set(asked) == {last}
 
 
 def half_broken(png: bytes) -> bytes:

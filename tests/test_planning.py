@@ -1,11 +1,14 @@
+import io
 import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from k25_pipelines.catalog.registry import index_dataset, load_manifest
@@ -60,6 +63,10 @@ def all_rows(lake, plan):
     return [row for table in tables for row in table.to_pylist()]
 
 
+def _by_step(rows, column):
+    return np.bincount(rows["step"].to_numpy(), weights=rows[column].to_numpy())
+
+
 def objects(lake):
     return {info.key: lake.get(info.key) for info in lake.list("k25/plans/")}
 
@@ -80,8 +87,9 @@ def test_planning_again_writes_nothing_and_more_steps_extend_the_plan(lake):
     assert make_plan(lake, recipe(), steps=2) == make_plan(lake, recipe(), steps=6) == plan
     assert objects(lake) == before
     assert make_plan(lake, recipe(steps=12), segment_steps=3) == plan
+    written_once = {key: data for key, data in before.items() if not key.endswith("/index.json")}
     extended = objects(lake)
-    assert {key: extended[key] for key in before} == before
+    assert {key: extended[key] for key in written_once} == written_once
     assert open_plan(lake, plan).num_steps == 12
     assert extend_plan(lake, plan, 15) == plan
     rows = all_rows(lake, plan)
@@ -90,22 +98,26 @@ def test_planning_again_writes_nothing_and_more_steps_extend_the_plan(lake):
     assert all_rows(lake, make_plan(lake, recipe(steps=15))) == rows
 
 
-@pytest.mark.parametrize("puts", range(1, 8))
+@pytest.mark.parametrize("puts", range(11))
 def test_a_planner_stopped_at_any_write_is_simply_started_again(lake, puts, monkeypatch):
     whole = make_plan(lake, recipe(), segment_steps=3)
     expected = objects(lake)
     for key in expected:
         lake.delete(key)
-    write, left = lake.put_new, [puts]
+    left = [puts]
 
-    def put_new(key, data):
-        left[0] -= 1
-        if left[0] < 0:
-            raise KeyboardInterrupt
-        write(key, data)
+    def killed_at_last(write):
+        def put(_, key, data):
+            left[0] -= key.startswith("k25/plans/")
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            write(key, data)
+
+        return put
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(lake), "put_new", lambda _, key, data: put_new(key, data))
+        for name in ("put", "put_new"):
+            patch.setattr(type(lake), name, killed_at_last(getattr(lake, name)))
         with pytest.raises(KeyboardInterrupt):
             make_plan(lake, recipe(), segment_steps=3)
     assert make_plan(lake, recipe(), segment_steps=3) == whole
@@ -121,7 +133,7 @@ def test_a_killed_planner_leaves_a_plan_that_can_be_gone_on_with(lake, tmp_path)
         f"make_plan(open_store({str(tmp_path)!r}), recipe(steps=4000), segment_steps=5)"
     )
     process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
-    while not (written := [info.key for info in folder.list("k25/plans/") if "/index/" in info.key]):
+    while not (written := [info.key for info in folder.list("k25/plans/") if info.key.endswith("/index.json")]):
         assert process.poll() is None
         time.sleep(0.02)
     process.kill()
@@ -149,6 +161,14 @@ def test_planned_counts_are_those_of_what_is_loaded_for_every_kind(lake, augment
     assert seen == set(KINDS)
 
 
+def test_threads_may_share_a_plan(lake):
+    plan = open_plan(lake, make_plan(lake, recipe(steps=12), segment_steps=2))
+    steps = [step for turn in range(8) for step in range(turn, 12, 1 + turn % 3)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda step: plan.rows(step).to_pylist(), steps))
+    assert found == [open_plan(lake, plan.id).rows(step).to_pylist() for step in steps]
+
+
 def test_a_recipe_that_is_no_text_is_named(tmp_path):
     (tmp_path / "recipe.yaml").write_bytes(b"name: j\xff\n")
     with pytest.raises(RecipeError, match=r"recipe\.yaml: not UTF-8 at byte 7; save it as UTF-8"):
@@ -165,6 +185,11 @@ def test_the_summary_says_what_the_plan_amounts_to(lake):
     assert summary["vision_share"] == vision / tokens
     assert summary["samples"] == sum(summary["samples_of_source"].values()) == sum(rows["token_start"].to_numpy() == 0)
     assert summary["epochs"]["wiki"] == summary["samples_of_source"]["wiki"] / 24
+    assert plan.summary(steps=60)["projected_epochs"]["wiki"] == pytest.approx(10 * summary["epochs"]["wiki"])
+    patches = _by_step(rows, "patches")
+    assert (summary["most_patches"], summary["most_patches_step"]) == (patches.max(), patches.argmax())
+    share = _by_step(rows, "vision_tokens") / _by_step(rows, "num_tokens")
+    assert summary["vision_share_std"] == pytest.approx(np.std(share), abs=1e-5)
     json.dumps(summary)
 
 
@@ -189,10 +214,68 @@ def test_a_segment_that_was_overwritten_is_refused(lake):
     lake.put(first, lake.get(second))
     with pytest.raises(PlanError, match="holds other rows than its name says; restore it"):
         open_plan(lake, plan).rows(0)
+    lake.put(first, b"no rows at all")
+    with pytest.raises(PlanError, match="holds other rows than its name says; restore it"):
+        open_plan(lake, plan).rows(0)
+    states = [info.key for info in lake.list(f"k25/plans/{plan}/segments/") if info.key.endswith(".state")]
+    lake.put(states[1], lake.get(states[0]))
+    with pytest.raises(PlanError, match="holds another state than its header says; restore it"):
+        extend_plan(lake, plan, 9)
     header = first.replace(".parquet", ".json")
     lake.put(header, lake.get(header).replace(b'"num_steps":3', b'"num_steps":4'))
     with pytest.raises(PlanError, match="is not the header it is named for"):
         open_plan(lake, plan).rows(0)
+
+
+def test_rows_written_by_another_parquet_writer_are_read_and_checked_all_the_same(lake):
+    plan = make_plan(lake, recipe())
+    rows = all_rows(lake, plan)
+    [key] = [info.key for info in lake.list(f"k25/plans/{plan}/segments/") if info.key.endswith(".parquet")]
+    other = io.BytesIO()
+    pq.write_table(pq.read_table(io.BytesIO(lake.get(key))), other, compression="gzip", row_group_size=7)
+    lake.put(key, other.getvalue())
+    assert all_rows(lake, plan) == rows
+
+
+def test_two_planners_at_once_leave_one_chain(lake):
+    """The second planner goes on while the first stands between two of its writes, at every place."""
+    alone = make_plan(lake, recipe(steps=12), segment_steps=3)
+    expected = all_rows(lake, alone)
+    for write in range(0, 16, 3):
+        for info in list(lake.list("k25/plans/")):
+            lake.delete(info.key)
+        first = _Interrupted(lake, at_write=write, run=lambda: make_plan(lake, recipe(steps=9), segment_steps=2))
+        assert make_plan(first, recipe(steps=12), segment_steps=3) == alone
+        assert first.is_done
+        assert open_plan(lake, alone).num_steps >= 12
+        assert all_rows(lake, alone)[: len(expected)] == expected
+        starts = [info.first_step for info in open_plan(lake, alone).segments]
+        chain = [info.key for info in lake.list(f"k25/plans/{alone}/chain/")]
+        assert [int(key[-17:-5]) for key in chain] == starts
+
+
+class _Interrupted:
+    """A store that lets something else happen before one of its writes below a plan."""
+
+    def __init__(self, lake, *, at_write, run):
+        self._lake, self._at, self._run, self.is_done = lake, at_write, run, False
+
+    def __getattr__(self, name):
+        return getattr(self._lake, name)
+
+    def put(self, key, data):
+        self._before(key)
+        self._lake.put(key, data)
+
+    def put_new(self, key, data):
+        self._before(key)
+        self._lake.put_new(key, data)
+
+    def _before(self, key):
+        self._at -= key.startswith("k25/plans/")
+        if self._at < 0 and not self.is_done:
+            self.is_done = True
+            self._run()
 
 
 def test_steps_and_plans_that_do_not_exist_are_named(lake):

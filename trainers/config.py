@@ -85,7 +85,7 @@ class TrainConfig:
     stage: str
     model: ModelConfig
     plan: str
-    """Id of the plan that is read from its step 0."""
+    """Id of the plan that is read from its step 0, until an amend moves the run to a fork of it."""
     steps: int
     learning_rate: float
     """Peak, reached after `warmup_steps`, then a cosine down to `final_learning_rate` times it."""

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from k25_pipelines.errors import K25Error
-from k25_pipelines.loader import Batch, PlanLoader, step_digest
+from k25_pipelines.loader import Batch, PlanLoader
+from k25_pipelines.planning import Plan, open_plan
 from k25_pipelines.sample.tokens import load_tokenizer
 from k25_pipelines.storage.store import Store, open_store
 from trainers.checkpoint import load_modules, restore_newest, save_checkpoint
 from trainers.config import MODULES, Run, TrainConfig, check_config, load_run, plain
 from trainers.engine import Engine, join_ranks, leave_ranks
+from trainers.feed import Feed
 from trainers.inputs import Inputs, inputs_of
 from trainers.lifetime import end_with_parent
 from trainers.loss import siglip_loss
@@ -39,11 +41,8 @@ def main(run: Run) -> None:
     store = open_store(run.store)
     with open_report(work, rank=rank, num_steps=run.config.steps) as report:
         engine = Engine(build_model(run.config, store), run.config)
-        ranks = {"rank": engine.rank, "num_ranks": engine.num_ranks}
-        with PlanLoader(
-            run.config.plan, store, run=run.run, threads=run.threads, cache=work / "cache", **ranks
-        ) as loader:
-            train(run, store, engine, loader=loader, report=report)
+        with Feed(run, store, engine) as feed:
+            train(run, store, engine, feed=feed, report=report)
 
 
 def build_model(config: TrainConfig, store: Store) -> KimiK25:
@@ -56,28 +55,28 @@ def build_model(config: TrainConfig, store: Store) -> KimiK25:
     return model
 
 
-def train(run: Run, store: Store, engine: Engine, *, loader: PlanLoader, report: Report) -> None:
+def train(run: Run, store: Store, engine: Engine, *, feed: Feed, report: Report) -> None:
     """Take the steps that are left, each from the plan, and leave checkpoints where the config asks for them."""
     config, work = run.config, Path(run.work)
-    if config.steps > loader.plan.num_steps:
-        raise K25Error(f"plan {loader.plan.id} has {loader.plan.num_steps} steps, the config {config.steps}; extend it")
-    history = _resume(run, store, engine, loader=loader, report=report)
-    probe = range(config.steps, min(config.steps + PROBE_STEPS, loader.plan.num_steps))
+    first_plan = open_plan(store, config.plan)
+    if config.steps > first_plan.num_steps:
+        raise K25Error(f"plan {config.plan} has {first_plan.num_steps} steps, the config {config.steps}; extend it")
+    history = _resume(run, store, engine, feed=feed, report=report)
+    probe = range(config.steps, min(config.steps + PROBE_STEPS, first_plan.num_steps))
     last = min(config.steps, run.stop_at or config.steps)
     saved = {*checkpoint_steps(config), last}
-    pad = load_tokenizer(loader.plan.tokenizer, store).special["pad"]
+    pad = load_tokenizer(first_plan.tokenizer, store).special["pad"]
     for step in range(len(history), last):
-        before = {"probe_before": probe_loss(engine, loader, probe)} if step == 0 else {}
-        batch = loader.batch(step)
+        before = {"probe_before": probe_loss(engine, first_plan, probe)} if step == 0 else {}
+        batch = feed.batch(step)
         metrics = {**train_step(engine, batch, config, step=step, pad=pad), **before}
         if step + 1 == config.steps:
-            metrics["probe_after"] = probe_loss(engine, loader, probe)
-        digests = [hexadecimal for part in engine.gather(batch.digests) for hexadecimal in part]
-        history.append({**metrics, "digest": step_digest(digests)})
+            metrics["probe_after"] = probe_loss(engine, first_plan, probe)
+        history.append({**metrics, "digest": feed.trained(step, batch)})
         report.step(history[-1])
         if step + 1 in saved:
-            state = loader.state_dict()
-            record = checkpoint_record(run, loader.plan, history, loader=state, num_ranks=engine.num_ranks)
+            feed.write_log()
+            record = checkpoint_record(run, feed, history, num_ranks=engine.num_ranks)
             key = save_checkpoint(engine, store, record, history=history, work=work)
             report.say(f"checkpoint {key}")
 
@@ -122,15 +121,16 @@ def train_step(engine: Engine, batch: Batch, config: TrainConfig, *, step: int, 
 
 
 @torch.no_grad()
-def probe_loss(engine: Engine, loader: PlanLoader, steps: range) -> float | None:
+def probe_loss(engine: Engine, plan: Plan, steps: range) -> float | None:
     """Return the mean loss of a token over planned steps that are not trained on [nats]; None if there are none.
 
-    The same steps before and after training: single steps differ in what they hold, so their losses cannot be compared.
+    The same steps before and after training, of the plan that the run was started on: single steps differ in what they
+    hold, so their losses cannot be compared.
     """
     losses, targets = 0.0, 0
-    with PlanLoader(loader.plan, loader.plan.store, rank=engine.rank, num_ranks=engine.num_ranks, threads=1) as reader:
+    with PlanLoader(plan, plan.store, rank=engine.rank, num_ranks=engine.num_ranks, threads=1) as loader:
         for step in steps:
-            inputs = inputs_of(reader.batch(step))
+            inputs = inputs_of(loader.batch(step))
             losses += float(engine.model(inputs).target_losses.sum())
             targets += len(inputs.target)
     whole, count = engine.total([losses, targets])
@@ -147,13 +147,12 @@ def contrastive_sum(engine: Engine, outputs: Outputs, inputs: Inputs) -> Tensor:
     )
 
 
-def _resume(run: Run, store: Store, engine: Engine, *, loader: PlanLoader, report: Report) -> list[dict]:
+def _resume(run: Run, store: Store, engine: Engine, *, feed: Feed, report: Report) -> list[dict]:
     """Go on from the newest checkpoint, if there is one, and return the metrics of the steps that are done."""
     record = restore_newest(engine, store, run=run.run, config=plain(run.config), work=Path(run.work))
     history = [] if record is None else record["history"]
     if record is not None:
-        if record["step"] < run.config.steps:
-            loader.load_state_dict(record["loader"])
+        feed.resume(record)
         if record["layout"]["threads"] != run.threads:
             report.say(f"resuming on {run.threads} threads, not {record['layout']['threads']}: not bit for bit")
         report.say(f"resuming after step {record['step']}")

@@ -7,31 +7,32 @@ from importlib.metadata import version
 from pathlib import Path
 
 from k25_pipelines.keys import digest
-from k25_pipelines.planning import Plan
 from trainers.config import Run, TrainConfig, plain
+from trainers.feed import Feed, reads_until
 
 PACKAGES = ("deepspeed", "numpy", "opencv-python-headless", "pillow", "pyarrow", "simplejpeg", "tokenizers", "torch")
 SOURCES = Path(__file__).resolve().parent.parent
 
 
-def checkpoint_record(run: Run, plan: Plan, history: Sequence[dict], *, loader: dict, num_ranks: int) -> dict:
+def checkpoint_record(run: Run, feed: Feed, history: Sequence[dict], *, num_ranks: int) -> dict:
     """Return the record after the steps of `history`, all but the files and the digest.
 
     Args:
         run: what was run.
-        plan: what it read.
+        feed: what it read.
         history: the metrics of each step since step 0.
-        loader: the loader's state after them.
         num_ranks: processes that shared the work; with the threads, what a bit-exact resume needs again.
     """
     step = len(history)
+    reads = reads_until(feed.reads, step)
     parents = sorted(set(run.config.initial.values()))
     return {
         "run": run.run,
         "stage": run.config.stage,
         "step": step,
-        "plan": plan.id,
-        "segments": [info.digest for info in plan.segments if info.first_step < step],
+        "plan": reads[-1]["plan"],
+        "segments": [segment["digest"] for read in reads for segment in read["segments"]],
+        "reads": reads,
         "step_range": [0, step],
         "parent": parents[0] if len(parents) == 1 else parents or None,
         "code_version": code_version(),
@@ -39,7 +40,7 @@ def checkpoint_record(run: Run, plan: Plan, history: Sequence[dict], *, loader: 
         "layout": {"ranks": num_ranks, "threads": run.threads},
         "config": plain(run.config),
         "metrics": summary(history),
-        "loader": loader,
+        "loader": feed.state_dict(),
     }
 
 

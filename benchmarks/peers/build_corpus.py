@@ -226,7 +226,7 @@ def main():
 
     photos = find_photos()
     print(f"photographs {len(photos)}:", *[f"{n} {im.size}" for n, im in photos], sep="\n  ", flush=True)
-    sha, shard, size, tf, keys, pix, nbytes, npng = hashlib.sha256(), -1, SHARD, None, 0, 0, 0, 0
+    sha, shard, size, tf, _keys, pix, nbytes, npng = hashlib.sha256(), -1, SHARD, None, 0, 0, 0, 0
     with ProcessPoolExecutor(int(os.environ.get("BENCH_JOBS", 2)), initializer=_init, initargs=(photos, caps)) as ex:
         for i, ext, img, meta in ex.map(make_image, range(N_IMG), chunksize=16):
             if size >= SHARD:

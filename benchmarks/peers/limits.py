@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import numpy as np
 import work as W
-from peers.base import S3, tar_samples
+from loaders.base import S3, tar_samples
 
 
 def decode_bench(n=100, rounds=3):
@@ -138,7 +138,7 @@ def decode_bench(n=100, rounds=3):
     }
     meth = {**m, **only, **s}
     t = {k: [] for k in meth}
-    for k in range(rounds):
+    for _k in range(rounds):
         tot = dict.fromkeys(meth, 0.0)
         for b in jpg:
             for name, f in meth.items():
@@ -175,7 +175,7 @@ def decode_bench(n=100, rounds=3):
     nt = sum(len(W.tokenize(x)) for x in caps)
     dt = time.process_time() - c
     out["tokenize_captions_per_cpu_s"], out["caption_tokens_per_cpu_s"] = len(caps) / dt, nt / dt
-    from peers.base import texts
+    from loaders.base import texts
 
     docs = [t for _, (i, t) in zip(range(2000), texts())]
     c = time.process_time()
@@ -289,8 +289,11 @@ def read_bench(rounds=3):
                 res[k]["r16_cpu"].append(len(mem) / (time.process_time() - c))
             except Exception as e:
                 res[k]["error"] = f"{type(e).__name__}: {e}"[:200]
+
     # obstore has a call of its own for many ranges of one file, and asyncio
-    med = lambda v: round(statistics.median(v), 1) if v else None
+    def med(v):
+        return round(statistics.median(v), 1) if v else None
+
     out = {k: {x: (med(y) if isinstance(y, list) else y) for x, y in v.items()} for k, v in res.items()}
     by = {}
     for n, o, k in mem:

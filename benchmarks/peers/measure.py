@@ -32,7 +32,7 @@ def cpu():
     import psutil
 
     p, n = psutil.Process(), 0.0
-    for q in [p] + p.children(recursive=True):
+    for q in [p, *p.children(recursive=True)]:
         try:
             c = q.cpu_times()
             n += c.user + c.system + (c.children_user + c.children_system if q is not p else 0)
@@ -55,9 +55,9 @@ def main():
     ap.add_argument("--extra", default="{}")
     a = ap.parse_args()
     import work as W
-    from peers.base import Cfg
+    from loaders.base import Cfg
 
-    peer = importlib.import_module(f"peers.{a.peer}")
+    peer = importlib.import_module(f"loaders.{a.peer}")
     r = {"peer": peer.NAME, "test": a.test, "mode": a.mode, "source": a.source, "workers": a.workers}
     if a.test == "prepare":
         r.update(peer.prepare(), versions={p: importlib.metadata.version(p) for p in peer.PACKAGES})
@@ -103,10 +103,10 @@ def main():
                     n += 1
                     nv += s.get("nvis", 0)
                     if a.mode == "image":
-                        px += s["pixels"].shape[0] * s["pixels"].shape[1]
+                        px += s["px"] if "px" in s else s["pixels"].shape[0] * s["pixels"].shape[1]
                     else:
                         nt += s["ntext"]
-                        px += sum(p.shape[0] * p.shape[1] for p in s["images"])
+                        px += s["px"] if "px" in s else sum(p.shape[0] * p.shape[1] for p in s["images"])
             dt, c = time.perf_counter() - t, cpu() - c
             # per CPU second of the whole process tree: holds where other work shares the cores
             r.update(n=n, seconds=dt, per_s=n / dt, mpix_per_s=px / dt / 1e6, per_cpu_s=n / c, cpu_window_s=c)

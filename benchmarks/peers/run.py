@@ -36,7 +36,7 @@ def admin(path):
 def tree(pid):
     try:
         p = psutil.Process(pid)
-        return [p] + p.children(recursive=True)
+        return [p, *p.children(recursive=True)]
     except psutil.Error:
         return []
 
@@ -289,17 +289,20 @@ class Run:
                     world=world,
                     w=workers,
                 )
-            same = lambda a, b: (
-                None
-                if not x.get(a) or not x.get(b)
-                else (
-                    "exact"
-                    if x[a] == x[b]
-                    else "same steps"
-                    if [sorted(s) for s in x[a]] == [sorted(s) for s in x[b]]
-                    else f"no ({sum(sorted(s) == sorted(t) for s, t in zip(x[a], x[b]))}/{min(len(x[a]), len(x[b]))} steps)"
+
+            def same(a, b):
+                return (
+                    None
+                    if not x.get(a) or not x.get(b)
+                    else (
+                        "exact"
+                        if x[a] == x[b]
+                        else "same steps"
+                        if [sorted(s) for s in x[a]] == [sorted(s) for s in x[b]]
+                        else f"no ({sum(sorted(s) == sorted(t) for s, t in zip(x[a], x[b]))}/{min(len(x[a]), len(x[b]))} steps)"
+                    )
                 )
-            )
+
             self.add(
                 "order-verdict",
                 p,
@@ -325,11 +328,14 @@ class Run:
                     continue
                 per = 4 // world  # consecutive steps of `world` micro-batches that make one global batch
                 x[world] = [sorted(sum(steps[i : i + per], [])) for i in range(0, len(steps) - per + 1, per)]
-            v = lambda a, b: (
-                f"error: {x[a] if isinstance(x[a], str) else x[b]}"
-                if isinstance(x[a], str) or isinstance(x[b], str)
-                else f"{sum(i == j for i, j in zip(x[a], x[b]))}/{min(len(x[a]), len(x[b]))} global batches the same"
-            )
+
+            def v(a, b):
+                return (
+                    f"error: {x[a] if isinstance(x[a], str) else x[b]}"
+                    if isinstance(x[a], str) or isinstance(x[b], str)
+                    else f"{sum(i == j for i, j in zip(x[a], x[b]))}/{min(len(x[a]), len(x[b]))} global batches the same"
+                )
+
             self.add("scaling", p, {"1x4 vs 2x2": v(1, 2), "1x4 vs 4x1": v(1, 4)})
 
     def table(self):
@@ -358,8 +364,13 @@ class Run:
                             if r["t"] == test and r["p"] == first and r.get("w") == w and "error" not in r
                         }
                         ratioc = med([r["per_cpu_s"] / refc[r["round"]] for r in ok if r["round"] in refc])
-                        m = lambda k: med([r.get(k) for r in ok])
-                        f = lambda v, s: format(v, s) if v is not None else "-"
+
+                        def m(k):
+                            return med([r.get(k) for r in ok])
+
+                        def f(v, s):
+                            return format(v, s) if v is not None else "-"
+
                         print(
                             f"{test:8} {p:10} {w}   {f(m('per_s'), '8.1f')} {f(ratio, '6.2f')} {f(m('per_cpu_s'), '7.1f')} {f(ratioc, '6.2f')} {f(m('tokens_per_s'), '9.0f'):>9} {f(m('tokens_per_cpu_s'), '9.0f'):>9} {f(m('vision_share'), '5.3f'):>5} {f(m('fill'), '5.3f'):>5} {f(m('first_batch_s'), '11.2f')} {f(m('import_s'), '8.2f')} {m('peak_mb'):8.0f} {m('cpu_s'):6.1f}"
                         )

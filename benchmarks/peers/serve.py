@@ -11,6 +11,7 @@ Only ever binds and connects to 127.0.0.1.
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -175,7 +176,5 @@ async def main():
 
 
 if __name__ == "__main__":
-    try:
+    with contextlib.suppress(SystemExit, asyncio.CancelledError):
         asyncio.run(main())
-    except (SystemExit, asyncio.CancelledError):
-        pass

@@ -47,8 +47,18 @@ def decode_cv2(b):
     return cv2.resize(a, (w, h), interpolation=cv2.INTER_AREA)
 
 
+def decode_k25(b):
+    from k25_pipelines.sample.resample import resized
+
+    from k25_pipelines.sample.decode import decode_image
+
+    a = decode_image(b)
+    h, w = a.shape[:2]
+    return resized(a, target_size(w, h), (0.0, 0.0, float(w), float(h)))
+
+
 def decode(b):
-    return decode_cv2(b) if DECODER == "cv2" else decode_pillow(b)
+    return {"pillow": decode_pillow, "cv2": decode_cv2, "k25": decode_k25}[DECODER](b)
 
 
 def tokenizer():

@@ -1,33 +1,23 @@
 """Names to versions: registrations and manifests in the lake; a dataset version exists when its number is written."""
 
 import json
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib import import_module
-from itertools import islice
 
-import numpy as np
 import pyarrow as pa
 
-from k25_pipelines.catalog.manifest import (
-    SCHEMA,
-    Line,
-    Manifest,
-    chunk_lines,
-    lines_table,
-    make_manifest,
-    part_columns,
-    read_manifest,
-    write_manifest,
-)
+from k25_pipelines.catalog.changes import check_unchanged, found_objects, new_objects
+from k25_pipelines.catalog.contents import read_beside, write_beside
+from k25_pipelines.catalog.line import BESIDE, SCHEMA
+from k25_pipelines.catalog.manifest import Manifest, chunk_lines, make_manifest, read_manifest, write_manifest
+from k25_pipelines.catalog.partial import PARTIAL_SCHEMA
 from k25_pipelines.catalog.registration import Registration, checked_registration, nearest
 from k25_pipelines.catalog.scan import Progress, ScanJob
 from k25_pipelines.errors import DatasetError, ManifestError, ObjectExistsError, ObjectNotFoundError
-from k25_pipelines.storage.store import ObjectInfo, Store, open_store
+from k25_pipelines.storage.store import Store, open_store
 
-KINDS = ("webdataset", "images", "parquet", "jsonl", "text", "video")
+KINDS = ("webdataset", "images", "parquet", "jsonl", "text", "chat", "interleaved", "video")
 DATASETS = "k25/datasets/"
-BATCH_LINES = 8192
 
 
 def register(lake: Store, registration: Registration) -> Registration:
@@ -83,107 +73,49 @@ def load_manifest(lake: Store, name: str, digest: str | None = None) -> Manifest
     return manifest
 
 
-def index_dataset(lake: Store, name: str, *, threads: int = 4, progress: Progress | None = None) -> Manifest:
+def index_dataset(
+    lake: Store, name: str, *, threads: int = 4, processes: int = 1, progress: Progress | None = None
+) -> Manifest:
     """Scan a dataset where it lies and return its manifest; a new version only if there are new lines.
 
-    Lines of earlier versions stay, with their numbers. Nothing is published before the end, so an
-    indexer that was killed is simply started again.
+    Lines of earlier versions stay, with their numbers, and their objects are not read again. What
+    is found is kept in the lake shard by shard, so an indexer that was killed goes on where it was.
 
     Args:
         lake: where registrations and manifests are.
         name: of a registered dataset.
         threads: requests under way at once; they change no line.
-        progress: called with objects done, of how many, and a word.
+        processes: of several, each scans shards of its own, one at a time; they change no line.
+        progress: called with objects done, of how many, and samples found.
 
     Raises:
         DatasetError: unknown, empty, or of objects that cannot be indexed.
         ManifestError: an object that an earlier version was made from is gone or was overwritten.
     """
-    registered = registration(lake, name)
-    kind = import_module(f"k25_pipelines.catalog.kinds.{registered.kind}")
-    store, previous = open_store(registered.uri), _current(lake, name)
-    objects = _objects(store, registered, kind)
-    if previous:
-        check_unchanged(previous, objects)
-    job = ScanJob(
-        registration=registered,
-        store=store,
-        objects=objects,
-        new=_new_objects(previous, objects),
-        previous=previous,
-        threads=threads,
-        progress=progress,
-    )
-    table = _appended(previous, kind.scan(job), name=name)
+    registered, previous = registration(lake, name), _current(lake, name)
+    found = _scanned(lake, registered, previous, threads=threads, processes=processes, progress=progress)
+    table = pa.concat_tables([previous.table if previous else SCHEMA.empty_table(), found.select(SCHEMA.names)])
     if not table.num_rows:
         raise DatasetError(f"{name}: the objects below {registered.uri} hold no samples; check the URI and the kind")
     size = previous.chunk_lines if previous else chunk_lines(table)
     manifest = make_manifest(name, table, uri=registered.uri, kind=registered.kind, chunk_lines=size)
     if not previous or manifest.digest != previous.digest:
+        before = read_beside(lake, previous) if previous else BESIDE.empty_table()
+        write_beside(lake, manifest, pa.concat_tables([before, found.select(BESIDE.names)]))
         _publish(lake, registered, manifest, parent=previous)
     return manifest
 
 
-def check_unchanged(previous: Manifest, objects: dict[str, ObjectInfo]) -> None:
-    """Compare the objects with those that a version was made from; objects of quarantined lines alone may change.
-
-    Raises:
-        ManifestError: it names the first object that is gone or was overwritten.
-    """
-    parts = part_columns(previous)
-    used = ~previous.quarantined[parts["line"]] & (parts["etag"] != "")
-    for shard, etag, num_bytes in _distinct(parts, used):
-        info = objects.get(shard)
-        if info and (info.etag, info.num_bytes) == (etag, num_bytes):
-            continue
-        change = f"was overwritten (etag {etag}, now {info.etag})" if info else "is gone"
-        raise ManifestError(
-            f"{previous.dataset}@{previous.digest[:8]}: object {previous.uri}/{shard} {change};"
-            " restore it, or register the new state as a new dataset"
-        )
-
-
-def _new_objects(previous: Manifest | None, objects: dict[str, ObjectInfo]) -> Sequence[ObjectInfo]:
-    if previous is None:
-        return list(objects.values())
-    parts = part_columns(previous)
-    seen = set(_distinct(parts, np.ones(len(parts["line"]), bool)))
-    return [info for info in objects.values() if (info.key, info.etag, info.num_bytes) not in seen]
-
-
-def _distinct(parts: dict[str, np.ndarray], chosen: np.ndarray) -> list[tuple[str, str, int]]:
-    rows = zip(*(parts[name][chosen].tolist() for name in ("shard", "etag", "shard_bytes")), strict=True)
-    return sorted(set(rows))
-
-
-def _objects(store: Store, registered: Registration, kind) -> dict[str, ObjectInfo]:
-    refused: tuple[str, ...] = getattr(kind, "REFUSED_SUFFIXES", ())
-    found = {}
-    for info in store.list():
-        name = info.key.lower()
-        if refused and name.endswith(refused):
-            raise DatasetError(
-                f"{registered.name}: {registered.uri}/{info.key} is compressed: its samples have no byte ranges;"
-                " upload it as a plain tar"
-            )
-        if name.endswith(kind.SUFFIXES):
-            found[info.key] = info
-    if not found:
-        looked = ", ".join(f"*{suffix}" for suffix in kind.SUFFIXES)
-        raise DatasetError(
-            f"{registered.name}: no objects below {registered.uri}; a {registered.kind} dataset is {looked}"
-        )
-    return found
-
-
-def _appended(previous: Manifest | None, lines: Iterator[Line], *, name: str) -> pa.Table:
-    tables = [previous.table if previous else SCHEMA.empty_table()]
-    try:
-        while batch := list(islice(lines, BATCH_LINES)):
-            tables.append(lines_table(batch))
-    except UnicodeEncodeError as error:
-        raise DatasetError(f"{name}: {error.object!a} is not Unicode; write whole characters") from error
-    return pa.concat_tables(tables)
+def _scanned(lake: Store, registered: Registration, previous: Manifest | None, **how) -> pa.Table:
+    """Return the lines of the objects that no earlier version was made from, and what stands beside them."""
+    kind = import_module(f"k25_pipelines.catalog.kinds.{registered.kind}")
+    store = open_store(registered.uri)
+    objects = found_objects(store, registered, kind)
+    if previous:
+        check_unchanged(previous, objects)
+    new = new_objects(previous, objects, kind.SUFFIXES)
+    job = ScanJob(registration=registered, store=store, lake=lake, objects=objects, new=new, previous=previous, **how)
+    return pa.concat_tables([PARTIAL_SCHEMA.empty_table(), *kind.scan(job)])
 
 
 def _publish(lake: Store, registered: Registration, manifest: Manifest, *, parent: Manifest | None) -> None:

@@ -1,20 +1,27 @@
-"""What the scan of a dataset is given, and how it spreads over threads without changing the order of its lines."""
+"""What the scan of a dataset is given, and how it spreads over threads and processes without changing its lines."""
 
 import json
+import multiprocessing
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TypedDict, TypeVar
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, TypedDict
 
-from k25_pipelines.catalog.manifest import Line, Manifest, Part
-from k25_pipelines.catalog.probe import MediaHeader
+import pyarrow as pa
+
+from k25_pipelines.catalog.line import Line
+from k25_pipelines.catalog.manifest import Manifest
+from k25_pipelines.catalog.partial import partial_key, partial_table, partials_prefix, read_partial, write_partial
 from k25_pipelines.catalog.registration import Registration
-from k25_pipelines.storage.store import ObjectInfo, Store, read_url
+from k25_pipelines.errors import DatasetError
+from k25_pipelines.storage.store import ObjectInfo, Store, open_store, read_url
 
 Progress = Callable[[int, int, str], None]
 """Called with how much is done, of how much, and what it is."""
-Item = TypeVar("Item")
+PENDING = 4
+"""Units under way for each worker: what is found and not yet taken stays small."""
 
 
 class Terms(TypedDict):
@@ -31,21 +38,47 @@ class ScanJob:
     registration: Registration
     store: Store
     """Below the dataset's URI."""
+    lake: Store
+    """Keeps what is found until all of it is."""
     objects: Mapping[str, ObjectInfo]
-    """Every object of the kind's suffixes, in the order of their keys."""
+    """Every object of the kind's suffixes and media, in the order of their keys."""
     new: Sequence[ObjectInfo]
-    """Those of `objects` that no earlier version was made from."""
+    """Those of `objects` with the kind's suffixes that no earlier version was made from."""
     previous: Manifest | None = None
     """The version before, whose lines stay as they are."""
     threads: int = 4
+    processes: int = 1
     progress: Progress | None = None
 
-    def lines(self, work: Callable[[Item], Iterable[Line]], items: Sequence[Item]) -> Iterator[Line]:
-        """Yield the lines that `work` finds in each item, in the items' order, from several threads at once."""
-        for done, lines in enumerate(_ordered(lambda item: list(work(item)), items, threads=self.threads), start=1):
+    def tables(
+        self, work: Callable[["ScanJob", Any], Iterable[Line]], items: Sequence, *, unit: int = 1, depends: object = ()
+    ) -> Iterator[pa.Table]:
+        """Yield the lines that `work` finds in each item, in the items' order, from several workers at once.
+
+        What was found by an indexer that was killed is read from the lake instead of found again.
+
+        Args:
+            work: a function of a module, of this job and an item.
+            items: plain data or dataclasses of it; with `depends`, all that the lines depend on.
+            unit: items that are found, kept and counted together.
+            depends: plain data on which the lines of all items depend, besides the registration.
+        """
+        units = [tuple(items[first : first + unit]) for first in range(0, len(items), unit)]
+        named = self.registration.kind, self.registration.uri, self.registration.licence, self.registration.source
+        try:
+            keys = [partial_key(self.registration.name, named, depends, plain_data(unit)) for unit in units]
+        except UnicodeEncodeError as error:
+            raise _not_unicode(self, error) from error
+        kept = len(units) > 1
+        found = {info.key for info in self.lake.list(partials_prefix(self.registration.name))} if kept else set()
+        tasks = [(work, unit, key if kept else "", key in found) for unit, key in zip(units, keys, strict=True)]
+        start, num_items, num_lines = time.monotonic(), 0, 0
+        for table, task in zip(_ordered(self, tasks), tasks, strict=True):
+            num_items, num_lines = num_items + len(task[1]), num_lines + table.num_rows
             if self.progress:
-                self.progress(done, len(items), f"indexing {self.registration.name}")
-            yield from lines
+                rate = num_lines / max(time.monotonic() - start, 1e-3)
+                self.progress(num_items, len(items), f"{num_lines:,} samples, {rate:,.0f}/s")
+            yield table
 
     def annotations(self) -> tuple[str, bytes]:
         """Return the annotation file's URI and bytes; a plain key lies below the dataset's URI."""
@@ -59,24 +92,13 @@ class ScanJob:
         licence = field_text(record, "licence", "license") or self.registration.licence
         return Terms(licence=licence, source=field_text(record, "source") or self.registration.source)
 
+    def where(self, shard: str) -> str:
+        """Return what an object is called in errors: the dataset's name and the object's URI."""
+        return f"{self.registration.name}: {self.registration.uri}/{shard}"
 
-def media_part(
-    kind: str, info: ObjectInfo, header: MediaHeader | None, *, offset: int = 0, num_bytes: int = -1
-) -> Part:
-    """Return a part for the bytes of an object, all of them unless told otherwise; sizes are 0 without a header."""
-    return Part(
-        kind=kind,
-        shard=info.key,
-        offset=offset,
-        num_bytes=info.num_bytes if num_bytes < 0 else num_bytes,
-        etag=info.etag,
-        shard_bytes=info.num_bytes,
-        width=header.width if header else 0,
-        height=header.height if header else 0,
-        frames=header.frames if header else 0,
-        fps=header.fps if header else 0.0,
-        orientation=header.orientation if header else 1,
-    )
+
+Task = tuple[Callable[[ScanJob, Any], Iterable[Line]], tuple, str, bool]
+"""What finds lines, in which items, under which key they are kept ("" if they are not), and whether they are there."""
 
 
 def field_text(record: Mapping, *names: str) -> str:
@@ -93,16 +115,65 @@ def compact_json(value: object) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
-def _ordered(work: Callable[[Item], list[Line]], items: Sequence[Item], *, threads: int) -> Iterator[list[Line]]:
-    pending: deque[Future] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="index") as pool:
-        try:
-            for item in items:
-                pending.append(pool.submit(work, item))
-                if len(pending) >= 4 * threads:  # what is found and not yet taken stays small
-                    yield pending.popleft().result()
-            while pending:
+def plain_data(value: object) -> object:
+    """Return dataclasses, and what holds them, as lists of their fields' values."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return [plain_data(getattr(value, field.name)) for field in fields(value)]
+    return [plain_data(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _unit_table(job: ScanJob, task: Task) -> pa.Table:
+    work, unit, key, is_kept = task
+    if is_kept and (table := read_partial(job.lake, key)) is not None:
+        return table
+    try:
+        table = partial_table(line for item in unit for line in work(job, item))
+    except UnicodeEncodeError as error:
+        raise _not_unicode(job, error) from error
+    if key:
+        write_partial(job.lake, key, table)
+    return table
+
+
+def _not_unicode(job: ScanJob, error: UnicodeEncodeError) -> DatasetError:
+    return DatasetError(f"{job.registration.name}: {error.object!a} is not Unicode; write whole characters")
+
+
+def _ordered(job: ScanJob, tasks: Sequence[Task]) -> Iterator[pa.Table]:
+    is_shared = not job.lake.url.startswith("memory://") and not job.store.url.startswith("memory://")
+    if job.processes > 1 and len(tasks) > 1 and is_shared:
+        sent = replace(job, previous=None, progress=None, new=(), objects=dict(job.objects), **_NO_STORES)
+        start = multiprocessing.get_context("spawn")
+        places = (sent, job.store.url, job.lake.url)
+        with ProcessPoolExecutor(job.processes, start, initializer=_open_child, initargs=places) as pool:
+            yield from _in_order(pool, _child_table, tasks, workers=job.processes)
+    else:
+        with ThreadPoolExecutor(job.threads, thread_name_prefix="index") as pool:
+            yield from _in_order(pool, lambda task: _unit_table(job, task), tasks, workers=job.threads)
+
+
+def _in_order(pool: Executor, work: Callable[[Task], pa.Table], tasks: Sequence[Task], *, workers: int):
+    pending: deque[Future[pa.Table]] = deque()
+    try:
+        for task in tasks:
+            pending.append(pool.submit(work, task))
+            if len(pending) >= PENDING * workers:
                 yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+_NO_STORES: dict[str, Any] = {"store": None, "lake": None}
+_child_job: list[ScanJob] = []
+"""The job of this process, where it is a child of the indexer."""
+
+
+def _open_child(job: ScanJob, uri: str, lake: str) -> None:
+    _child_job[:] = [replace(job, store=open_store(uri), lake=open_store(lake))]
+
+
+def _child_table(task: Task) -> pa.Table:
+    return _unit_table(_child_job[0], task)

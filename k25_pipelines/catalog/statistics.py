@@ -1,6 +1,7 @@
 """What a dataset version looks like: a manifest in, plain data out."""
 
 from collections import Counter
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -11,11 +12,15 @@ TEXT_EDGES = (0, 1, 100, 1_000, 10_000, 100_000)
 FRAME_EDGES = (0, 2, 30, 300, 3_000)
 
 
-def statistics(manifest: Manifest) -> dict:
+def statistics(manifest: Manifest, *, annotations: Mapping[str, int] | None = None) -> dict:
     """Return counts, bytes, licences, sources, histograms and the reasons of quarantine, as plain data.
 
     A histogram maps the lower edge of each class to a count; the last class has no upper edge.
     Licences, sources and histograms are of the lines that are used.
+
+    Args:
+        manifest: the dataset version.
+        annotations: counts by kind, as `contents.annotation_totals` gives them.
     """
     used, parts, media = ~manifest.quarantined, part_columns(manifest), manifest.media_table()
     seen = used & (media["num_media"] > 0)
@@ -34,6 +39,7 @@ def statistics(manifest: Manifest) -> dict:
         "num_shards": len(set(parts["shard"].tolist())),
         "num_bytes": _extent_bytes(parts),
         "num_parts": _counts(parts["kind"].tolist()),
+        "annotations": dict(annotations or {}),
         "text_characters": int(lengths[used].sum()),
         "video_frames": int(media["frames"][seen & (media["frames"] > 1)].sum()),
         "by_licence": _counts(table["licence"].filter(used).to_pylist()),

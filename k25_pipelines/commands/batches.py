@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -23,23 +24,42 @@ def add_commands(commands) -> None:
     )
     batch.add_argument("plan")
     batch.add_argument("--steps", required=True, type=step_range, metavar="A:B", help="from A up to but not B")
-    batch.add_argument("--rank", type=int, default=0)
-    batch.add_argument("--num-ranks", type=count, default=1)
-    batch.add_argument("--threads", type=count, default=os.cpu_count() or 1)
+    add_loader_arguments(batch, cache=STATE / "cache")
     batch.add_argument("--digest", action="store_true", help="one line a pack: step=<n> pack=<i> sha256=<hex>")
     batch.add_argument("--show", action="store_true", help="one line a sample")
+
+
+def add_loader_arguments(parser: argparse.ArgumentParser, *, cache: Path | None) -> None:
+    """Add the arguments that say where and on what a plan is loaded."""
+    parser.add_argument("--rank", type=int, default=0)
+    parser.add_argument("--num-ranks", type=count, default=1)
+    parser.add_argument(
+        "--ranks-per-node", type=count, default=1, help="of a machine, which deal out its packs by cost"
+    )
+    parser.add_argument("--threads", type=count, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--cache", type=_folder, default=cache, metavar="DIR|none", help=f"keeps chunks on disk; {cache or 'none'}"
+    )
+    parser.add_argument("--cached-tokens", action="store_true", help="read token ids that are kept in the lake")
+
+
+def _folder(words: str) -> Path | None:
+    return None if words == "none" else Path(words)
+
+
+def loader_options(options: argparse.Namespace) -> dict:
+    """Return them as arguments of the loader. Raises K25Error: there is no such rank."""
+    if not 0 <= options.rank < options.num_ranks:
+        raise K25Error(f"--rank {options.rank} of --num-ranks {options.num_ranks}: ranks are counted from 0")
+    names = ("rank", "num_ranks", "ranks_per_node", "threads", "cache", "cached_tokens")
+    return {name: getattr(options, name) for name in names}
 
 
 def _batch(options: argparse.Namespace) -> None:
     from k25_pipelines.loader import PlanLoader
 
     first, end = options.steps
-    if not 0 <= options.rank < options.num_ranks:
-        raise K25Error(f"--rank {options.rank} of --num-ranks {options.num_ranks}: ranks are counted from 0")
-    cache = STATE / "cache"
-    with PlanLoader(
-        options.plan, open_lake(), rank=options.rank, num_ranks=options.num_ranks, threads=options.threads, cache=cache
-    ) as loader:
+    with PlanLoader(options.plan, open_lake(), **loader_options(options)) as loader:
         loader.plan.segment_of(end - 1)  # a range past the end is refused before anything of it is printed
         for step in tqdm(range(first, end), desc="batches", unit="step", disable=not sys.stderr.isatty()):
             batch = loader.batch(step)

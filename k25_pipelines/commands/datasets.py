@@ -4,10 +4,27 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from k25_pipelines.commands.parts import command, count, progress_bar
 from k25_pipelines.environment import STATE, open_lake
 from k25_pipelines.errors import K25Error
+
+if TYPE_CHECKING:
+    from k25_pipelines.catalog.manifest import Manifest
+    from k25_pipelines.storage.store import Store
+
+KINDS = {
+    "webdataset": "*.tar shards",
+    "images": "loose images, alone or with COCO or JSONL annotations",
+    "parquet": "tables with words, media bytes or keys of media",
+    "jsonl": "lines with text or content",
+    "text": "plain text and code trees",
+    "chat": "JSONL of messages",
+    "interleaved": "JSONL of documents with media",
+    "video": "files, alone or with JSONL captions",
+}
+"""What a dataset of each kind looks like."""
 
 
 def add_commands(commands) -> None:
@@ -21,21 +38,12 @@ def add_commands(commands) -> None:
     )
     register.add_argument("name")
     register.add_argument("uri", help="s3://bucket/prefix or a folder, where the objects lie")
-    register.add_argument("--kind", required=True, help="webdataset, images, parquet, jsonl, text or video")
-    register.add_argument("--annotations", help="COCO JSON (images) or JSONL (video)")
+    register.add_argument("--kind", required=True, help="; ".join(f"{kind}: {what}" for kind, what in KINDS.items()))
+    register.add_argument("--annotations", help="key or URI of COCO JSON or JSONL (images), of JSONL (video)")
     register.add_argument("--licence", required=True, help="SPDX id, for samples that name none")
     register.add_argument("--source", required=True, help="where it comes from, for samples that name none")
 
-    index = command(
-        commands,
-        "index",
-        _index,
-        purpose="scan a dataset in place into a manifest; prints the version's digest",
-        example="k25 index web",
-    )
-    index.add_argument("name")
-    index.add_argument("--threads", type=count, default=8)
-
+    _add_index(commands)
     datasets = command(commands, "datasets", _datasets, purpose="list the datasets of the lake", example="k25 datasets")
     datasets.add_argument("--json", action="store_true")
     stats = command(commands, "stats", _stats, purpose="what a dataset looks like", example="k25 stats web --json")
@@ -56,6 +64,22 @@ def add_commands(commands) -> None:
     browse.add_argument("--output", type=Path, help="the page; below .k25/gallery if not given")
 
 
+def _add_index(commands) -> None:
+    index = command(
+        commands,
+        "index",
+        _index,
+        purpose="scan a dataset in place into a manifest; prints the version's digest",
+        example="k25 index web   or   k25 index web --deep --tokens default",
+    )
+    index.add_argument("name")
+    index.add_argument("--threads", type=count, default=8, help="objects read at once")
+    index.add_argument("--processes", type=count, default=1, help="more than 1: shards scanned on as many cores")
+    index.add_argument("--deep", action="store_true", help="read every medium once and name it by its content")
+    index.add_argument("--tokens", metavar="TOKENIZER", help="also keep the token ids of text under this tokenizer")
+    index.add_argument("--profile", default="kimi_k25", help="of the model that --tokens is for")
+
+
 def _register(options: argparse.Namespace) -> None:
     from k25_pipelines.catalog import registry
 
@@ -74,13 +98,37 @@ def _register(options: argparse.Namespace) -> None:
 def _index(options: argparse.Namespace) -> None:
     from k25_pipelines.catalog import registry
 
+    lake = open_lake()
     with progress_bar(f"index {options.name}") as progress:
-        manifest = registry.index_dataset(open_lake(), options.name, threads=options.threads, progress=progress)
-    num_quarantined = int(manifest.media_table()["quarantined"].sum())
+        manifest = registry.index_dataset(
+            lake, options.name, threads=options.threads, processes=options.processes, progress=progress
+        )
+    num_quarantined = int(manifest.quarantined.sum())
     if num_quarantined:
         told = f"{num_quarantined} of {manifest.num_lines} samples quarantined; k25 stats {options.name} says why"
         print(f"{options.name}: {told}", file=sys.stderr)
+    if options.deep:
+        _name_contents(lake, manifest, threads=options.threads)
+    if options.tokens:
+        _keep_tokens(lake, manifest, tokenizer=options.tokens, profile=options.profile)
     print(manifest.digest)
+
+
+def _name_contents(lake: "Store", manifest: "Manifest", *, threads: int) -> None:
+    from k25_pipelines.catalog.contents import fill_contents
+    from k25_pipelines.sample.read import cell_reader
+
+    with progress_bar(f"contents of {manifest.dataset}") as progress:
+        found = fill_contents(lake, manifest, cells=cell_reader(manifest), threads=threads, progress=progress)
+    print(f"{manifest.dataset}: {found} media named by their content", file=sys.stderr)
+
+
+def _keep_tokens(lake: "Store", manifest: "Manifest", *, tokenizer: str, profile: str) -> None:
+    from k25_pipelines.sample import token_cache
+    from k25_pipelines.sample.tokens import load_tokenizer
+
+    with progress_bar(f"tokens of {manifest.dataset}") as progress:
+        token_cache.build(lake, manifest, load_tokenizer(tokenizer, lake), profile, progress=progress)
 
 
 def _datasets(options: argparse.Namespace) -> None:
@@ -103,9 +151,12 @@ def _datasets(options: argparse.Namespace) -> None:
 
 def _stats(options: argparse.Namespace) -> None:
     from k25_pipelines.catalog import registry
+    from k25_pipelines.catalog.contents import annotation_totals
     from k25_pipelines.catalog.statistics import statistics
 
-    facts = statistics(registry.load_manifest(open_lake(), options.name))
+    lake = open_lake()
+    manifest = registry.load_manifest(lake, options.name)
+    facts = statistics(manifest, annotations=annotation_totals(lake, manifest))
     if options.json:
         print(json.dumps(facts, indent=1))
         return

@@ -1,15 +1,20 @@
 """Which source the next sample comes from: weights and debts in, a source out; by samples or by tokens."""
 
 import heapq
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from math import gcd
 
 import numpy as np
+from numba import njit
 
 LARGEST_PERIOD = 1 << 22
+LARGEST_DEBT = 1 << 61
+"""Debts are exact in 64 bits as long as they stay below this."""
+VISION_DEBT, TURN, LONGEST = range(3)
+"""Places in a blend's totals."""
 
 
 def source_counts(position: int, weights: Sequence[int]) -> np.ndarray:
@@ -75,24 +80,64 @@ def source_order(weights: tuple[int, ...]) -> np.ndarray:
 class Blend:
     """The blend of one lane: what it has been fed, as debts. Sources are numbers in the order of their names."""
 
-    weights: dict[int, int]
-    """Weight of each source that still has samples."""
-    multimodal: frozenset[int]
-    """The sources whose samples have media; they form a group when there is a vision share."""
+    weights: np.ndarray
+    """int64 [sources], 0 of those that have no more samples or do not take part."""
+    multimodal: np.ndarray
+    """bool [sources], whose samples have media; they form a group when there is a vision share."""
     share: Fraction | None = None
     """Vision tokens over all tokens; None: one group, no share."""
     by_samples: bool = False
     """Count samples instead of tokens."""
-    vision_debt: int = 0
-    """How far vision tokens are behind [tokens times the share's denominator]."""
-    debts: dict[int, int] = field(default_factory=dict)
-    """How far each source is behind in its group [tokens times the group's weight]."""
-    turn: int = 0
-    """Place in the period of the blend by samples."""
-    longest: int = 0
-    """Longest sample so far [tokens]."""
+    debts: np.ndarray
+    """int64 [sources], how far each is behind in its group [tokens times the group's weight]."""
+    totals: np.ndarray
+    """int64 [3]: how far vision is behind [tokens times the share's denominator], the place in the
+    period of the blend by samples, the longest sample so far [tokens]."""
     worst: float = 0.0
     """Largest error so far, ahead or behind, of a source or of vision [tokens]."""
+
+    @property
+    def share_terms(self) -> tuple[int, int]:
+        """The share's numerator and denominator; (0, 0) without one."""
+        return (0, 0) if self.share is None else (self.share.numerator, self.share.denominator)
+
+
+def blend_of(
+    weights: Mapping[int, int],
+    *,
+    num_sources: int | None = None,
+    multimodal: Iterable[int] = (),
+    share: Fraction | None = None,
+    by_samples: bool = False,
+) -> Blend:
+    """Return a blend before any sample.
+
+    Args:
+        weights: of each source that takes part, by its number.
+        num_sources: how many numbers there are; by default up to the largest.
+        multimodal: the sources whose samples have media.
+        share: vision tokens over all tokens.
+        by_samples: count samples instead of tokens.
+    """
+    num = max(weights) + 1 if num_sources is None else num_sources
+    divisor = gcd(*weights.values())
+    blend = Blend(
+        weights=np.zeros(num, dtype=np.int64),
+        multimodal=np.zeros(num, dtype=np.bool_),
+        share=share,
+        by_samples=by_samples,
+        debts=np.zeros(num, dtype=np.int64),
+        totals=np.zeros(3, dtype=np.int64),
+    )
+    for source, weight in weights.items():
+        blend.weights[source] = weight // divisor
+    blend.multimodal[list(multimodal)] = True
+    return blend
+
+
+def longest_allowed(blend: Blend) -> int:
+    """Return the longest sample whose debts stay exact in 64 bits [tokens]."""
+    return LARGEST_DEBT // (8 * max(int(blend.weights.sum()), blend.share_terms[1], 1))
 
 
 def next_source(blend: Blend) -> int | None:
@@ -102,52 +147,102 @@ def next_source(blend: Blend) -> int | None:
     in the group the source furthest behind; ties by name.
     """
     if blend.by_samples:
-        live = sorted(blend.weights)
-        order = source_order(tuple(blend.weights[source] for source in live)) if live else None
-        return None if order is None else live[int(order[blend.turn % len(order)])]
-    group = _group(blend, blend.vision_debt > 0)
-    if not group:
-        return None
-    return min(group, key=lambda source: (-blend.debts.get(source, 0), source))
+        source = scheduled(sample_order(blend), blend.totals)
+    else:
+        source = furthest_behind(blend.weights, blend.multimodal, blend.debts, blend.totals, blend.share is not None)
+    return None if source < 0 else int(source)
 
 
 def charge(blend: Blend, source: int, *, num_tokens: int, vision_tokens: int) -> None:
     """Book one sample of a source; every debt is exact, in whole numbers."""
-    blend.longest = max(blend.longest, num_tokens)
-    if blend.by_samples:
-        blend.turn += 1
-        return
-    group = _group(blend, source in blend.multimodal)
-    weight = sum(blend.weights[member] for member in group)
-    for member in group:
-        blend.debts[member] = blend.debts.get(member, 0) + blend.weights[member] * num_tokens
-    blend.debts[source] -= weight * num_tokens
-    if blend.share is not None:
-        blend.vision_debt += blend.share.numerator * num_tokens - blend.share.denominator * vision_tokens
+    share = np.array(blend.share_terms)
+    book(
+        blend.weights, blend.multimodal, blend.debts, blend.totals,
+        share, blend.by_samples, source, num_tokens, vision_tokens,
+    )  # fmt: skip
 
 
 def error_tokens(blend: Blend) -> float:
     """Return the largest error now, ahead or behind, of a source in its group or of vision [tokens]."""
-    errors = [0.0]
-    for multimodal in (False, True) if blend.share is not None else (False,):
-        group = _group(blend, multimodal)
-        weight = sum(blend.weights[member] for member in group)
-        errors.extend(abs(blend.debts.get(member, 0)) / weight for member in group)
-    if blend.share is not None:
-        errors.append(abs(blend.vision_debt) / blend.share.denominator)
-    return max(errors)
+    return float(largest_error(blend.weights, blend.multimodal, blend.debts, blend.totals, np.array(blend.share_terms)))
 
 
 def drop(blend: Blend, source: int) -> None:
     """Take out a source that has no more samples; the weights left in its group are a new blend from here."""
-    for member in _group(blend, source in blend.multimodal):
-        blend.debts.pop(member, None)
-    del blend.weights[source]
-    blend.turn = 0
+    group = blend.weights > 0
+    if blend.share is not None:
+        group &= blend.multimodal == blend.multimodal[source]
+    blend.debts[group] = 0
+    blend.weights[source] = 0
+    blend.totals[TURN] = 0
 
 
-def _group(blend: Blend, multimodal: bool) -> list[int]:
-    """Return the live sources that compete with each other: one group of all where there is no share."""
-    if blend.share is None:
-        return list(blend.weights)
-    return [source for source in blend.weights if (source in blend.multimodal) == multimodal]
+def sample_order(blend: Blend) -> np.ndarray:
+    """Return one period of the blend by samples, of the sources that are left; empty by tokens or without any."""
+    live = np.flatnonzero(blend.weights)
+    if not blend.by_samples or not live.size:
+        return np.empty(0, dtype=np.int64)
+    return live[source_order(tuple(blend.weights[live].tolist()))]
+
+
+@njit(cache=True, nogil=True)
+def scheduled(order: np.ndarray, totals: np.ndarray) -> int:
+    """Return the source of the next sample by the order, or -1."""
+    return order[totals[TURN] % order.size] if order.size else -1
+
+
+@njit(cache=True, nogil=True)
+def furthest_behind(
+    weights: np.ndarray, multimodal: np.ndarray, debts: np.ndarray, totals: np.ndarray, shared: bool
+) -> int:
+    """Return the source of the next sample by the debts, or -1."""
+    wanted = totals[VISION_DEBT] > 0
+    best = -1
+    for source in range(weights.size):
+        in_group = weights[source] > 0 and (not shared or multimodal[source] == wanted)
+        if in_group and (best < 0 or debts[source] > debts[best]):
+            best = source
+    return best
+
+
+@njit(cache=True, nogil=True)
+def book(
+    weights: np.ndarray,
+    multimodal: np.ndarray,
+    debts: np.ndarray,
+    totals: np.ndarray,
+    share: np.ndarray,
+    by_samples: bool,
+    source: int,
+    num_tokens: int,
+    vision_tokens: int,
+) -> None:
+    """Book one sample."""
+    totals[LONGEST] = max(totals[LONGEST], num_tokens)
+    if by_samples:
+        totals[TURN] += 1
+        return
+    for member in range(weights.size):
+        if weights[member] > 0 and (share[1] == 0 or multimodal[member] == multimodal[source]):
+            debts[member] += weights[member] * num_tokens
+            debts[source] -= weights[member] * num_tokens
+    totals[VISION_DEBT] += share[0] * num_tokens - share[1] * vision_tokens
+
+
+@njit(cache=True, nogil=True)
+def largest_error(
+    weights: np.ndarray, multimodal: np.ndarray, debts: np.ndarray, totals: np.ndarray, share: np.ndarray
+) -> float:
+    """Return the largest error [tokens]."""
+    error = 0.0
+    for group in range(2 if share[1] else 1):
+        weight, debt = 0, 0
+        for source in range(weights.size):
+            if weights[source] > 0 and (share[1] == 0 or multimodal[source] == (group == 1)):
+                weight += weights[source]
+                debt = max(debt, abs(debts[source]))
+        if weight:
+            error = max(error, debt / weight)
+    if share[1]:
+        error = max(error, abs(totals[VISION_DEBT]) / share[1])
+    return error

@@ -5,14 +5,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from k25_pipelines.errors import PlanError, RecipeError
+from k25_pipelines.plan.admission import check_sources
+from k25_pipelines.plan.compact import compact, expanded
 from k25_pipelines.plan.lane import Lane, Refusals, Stream, change_recipe, new_blend, refill
-from k25_pipelines.plan.recipe import MOST_LANES, Recipe, recipe_at, recipe_dict, source_names
+from k25_pipelines.plan.recipe import MOST_LANES, Recipe, parse_recipe, recipe_at, recipe_dict, source_names
 from k25_pipelines.plan.rows import rows_table
-from k25_pipelines.plan.segment import NO_TOMBSTONES, PLAN_VERSION, Segment, make_segment
+from k25_pipelines.plan.segment import (
+    NO_TOMBSTONES,
+    PLAN_VERSION,
+    Segment,
+    make_segment,
+    state_name,
+)
 from k25_pipelines.plan.source import SourceTable, source_identity
 from k25_pipelines.plan.state import lane_from_state, lane_state
+from k25_pipelines.plan.summary import Totals, totals_after
 
 PACKS_PER_SEGMENT = 16_384
 MOST_SEGMENT_STEPS = 1000
@@ -21,15 +31,29 @@ LEAST_LANE_PACKS = 8
 
 
 @dataclass(kw_only=True, slots=True)
-class _Planner:
-    """What planning goes on from: all of it is in the header of the next segment, or derived."""
+class Planner:
+    """Stands before a step. All of it is in the header and state of the segment that begins there, or derived."""
 
+    start: Mapping[str, Any]
+    """The header's fields but those of one segment."""
     recipe: Recipe
     names: tuple[str, ...]
+    """All sources, in the order that numbers them: in forks, those that joined stand last."""
     sources: Mapping[str, SourceTable]
     lanes: list[Lane]
     streams: list[list[Stream]]
+    step: int = 0
+    previous: str | None = None
+    """Digest of the segment before."""
+    totals: Totals = field(default_factory=dict)
+    """What the plan amounts to before the step."""
     refusals: Refusals = field(default_factory=Refusals)
+
+    @property
+    def fork_step(self) -> int:
+        """The step from which the recipe is in force: that of the newest fork, or 0."""
+        fork = self.start["fork"]
+        return fork["step"] if fork else 0
 
 
 def plan_segments(
@@ -39,7 +63,7 @@ def plan_segments(
     tokenizer: str = "",
     steps: int | None = None,
     segment_steps: int | None = None,
-    resume: Mapping[str, Any] | None = None,
+    resume: tuple[Mapping[str, Any], bytes] | None = None,
 ) -> Iterator[Segment]:
     """Yield the segments of a plan.
 
@@ -49,7 +73,7 @@ def plan_segments(
         tokenizer: digest of the tokenizer that the lengths are of.
         steps: how far to plan; the recipe's by default [steps].
         segment_steps: length of a segment; changes no pack [steps].
-        resume: header of an existing segment of this plan: it is planned again, then the rest.
+        resume: header and state of an existing segment of this plan: it is planned again, then the rest.
 
     Raises:
         RecipeError: a source is missing or of a licence that is not allowed, the share cannot be
@@ -57,47 +81,132 @@ def plan_segments(
         PlanError: `resume` is of a plan made from something else.
     """
     steps = recipe.steps if steps is None else steps
-    start = first_start(sources, recipe, tokenizer=tokenizer)
-    length = segment_steps or max(1, min(MOST_SEGMENT_STEPS, PACKS_PER_SEGMENT // recipe.packs_per_step))
-    step, previous, num_steps = 0, None, length
-    if resume is not None:
-        _check_resume(resume, start)
-        start = {**start, "state": resume["state"]}
-        step, previous, num_steps = resume["first_step"], resume["previous"], resume["num_steps"]
-    planner = _planner(sources, recipe, start, step=step)
-    while step < steps:
-        num_steps = min(num_steps, steps - step) if resume is None else num_steps
-        segment = _plan_one(planner, start, first_step=step, num_steps=num_steps, previous=previous)
-        yield segment
-        step, previous, num_steps, resume = step + num_steps, segment.digest, length, None
+    if resume is None:
+        planner = begun(sources, recipe, tokenizer=tokenizer)
+    else:
+        planner = resumed(sources, *resume)
+        if resume[0]["recipe"] != recipe_dict(recipe, steps=False) or resume[0]["tokenizer"] != tokenizer:
+            raise PlanError("the last segment was planned from another recipe or tokenizer; make a new plan or a fork")
+        yield next_segment(planner, resume[0]["num_steps"])
+    while planner.step < steps:
+        yield next_segment(planner, min(segment_steps or default_segment_steps(planner), steps - planner.step))
 
 
-def first_start(sources: Sequence[SourceTable], recipe: Recipe, *, tokenizer: str = "") -> dict[str, Any]:
-    """Return what stands before step 0 of a plan: `segment.plan_id` of it is the plan's name.
+def begun(
+    sources: Sequence[SourceTable], recipe: Recipe, *, tokenizer: str = "", tombstones: str = NO_TOMBSTONES
+) -> Planner:
+    """Return the planner that stands before step 0.
 
     Raises:
         RecipeError: as `plan_segments`.
     """
     names = source_names(recipe)
     tables = {table.name: table for table in sources}
-    _check_sources(recipe, names, tables)
-    lanes = recipe.lanes or default_lanes(recipe, min(-(-t.num_lines // t.chunk_lines) for t in tables.values()))
+    check_sources(recipe, names, tables)
+    num_lanes = recipe.lanes or default_lanes(recipe, min(-(-t.num_lines // t.chunk_lines) for t in tables.values()))
     blend_of = recipe_at(recipe, 0)
-    state = [
-        lane_state(Lane(number=number, cursors=[0] * len(names), blend=new_blend(blend_of, names, tables)), names)
-        for number in range(lanes)
+    lanes = [
+        Lane(number=number, cursors=[0] * len(names), blend=new_blend(blend_of, names, tables))
+        for number in range(num_lanes)
     ]
-    return {
+    start = {
         "plan_version": PLAN_VERSION,
         "recipe": recipe_dict(recipe, steps=False),
+        "names": list(names),
         "datasets": {name: source_identity(tables[name]) for name in names},
         "tokenizer": tokenizer,
-        "tombstones": NO_TOMBSTONES,
-        "lanes": lanes,
-        "first_step": 0,
-        "previous": None,
-        "state": state,
+        "tombstones": tombstones,
+        "lanes": num_lanes,
+        "fork": None,
     }
+    return Planner(
+        start=start,
+        recipe=recipe,
+        names=names,
+        sources=tables,
+        lanes=lanes,
+        streams=new_streams(names, tables, num_lanes),
+    )
+
+
+def first_start(
+    sources: Sequence[SourceTable], recipe: Recipe, *, tokenizer: str = "", tombstones: str = NO_TOMBSTONES
+) -> dict[str, Any]:
+    """Return what stands before step 0 of a plan: `segment.plan_id` of it is the plan's name.
+
+    Raises:
+        RecipeError: as `plan_segments`.
+    """
+    return _start_here(begun(sources, recipe, tokenizer=tokenizer, tombstones=tombstones))[0]
+
+
+def resumed(sources: Sequence[SourceTable], header: Mapping[str, Any], state: bytes) -> Planner:
+    """Return the planner that stands before a segment, from its header and state; a change at that step is to come.
+
+    Raises:
+        PlanError: a source is not the one that the segment was planned from, or the planner is another one.
+    """
+    if header["plan_version"] != PLAN_VERSION:
+        raise PlanError(
+            f"the segment was planned by {header['plan_version']}, this is {PLAN_VERSION}; make a new plan, "
+            "or take the release that made it"
+        )
+    recipe = parse_recipe({**header["recipe"], "steps": 1})
+    names = tuple(header["names"])
+    tables = {table.name: table for table in sources}
+    for name in source_names(recipe):
+        if source_identity(tables[name]) != header["datasets"][name]:
+            raise PlanError(f"the segment was planned from another {name} than this version; make a new plan or a fork")
+    tables |= {name: _gone(name) for name in names if name not in tables}
+    step, fork = header["first_step"], header["fork"]
+    current = recipe_at(recipe, max(fork["step"] if fork else 0, step - 1))
+    kept = expanded(state)
+    lanes = [
+        lane_from_state(entry, number, names=names, blend=new_blend(current, names, tables))
+        for number, entry in enumerate(kept["lanes"])
+    ]
+    fixed = {name: value for name, value in header.items() if name not in _OF_ONE_SEGMENT}
+    return Planner(
+        start=fixed,
+        recipe=recipe,
+        names=names,
+        sources=tables,
+        lanes=lanes,
+        streams=new_streams(names, tables, len(lanes)),
+        step=step,
+        previous=header["previous"],
+        totals=kept["totals"],
+    )
+
+
+def next_segment(planner: Planner, num_steps: int) -> Segment:
+    """Return the segment of the next steps, and leave the planner before the step after it."""
+    start, state = _start_here(planner)
+    planner.refusals = Refusals()
+    first_step, end_step = planner.step, planner.step + num_steps
+    packs: list[Any] = []
+    sizes: list[int] = []
+    for step in range(first_step, end_step):
+        taken = _plan_step(planner, step)
+        packs.extend(taken)
+        sizes.append(recipe_at(planner.recipe, step).packs_per_step)
+    table = rows_table(
+        packs,
+        np.repeat(np.arange(first_step, end_step), sizes),
+        recipe=planner.recipe,
+        names=planner.names,
+        sources=planner.sources,
+    )
+    report = _report(planner, table, packs=sizes)
+    segment = make_segment(start, state, table, num_steps=num_steps, report=report)
+    planner.step, planner.previous, planner.totals = end_step, segment.digest, report["totals"]
+    return segment
+
+
+def default_segment_steps(planner: Planner) -> int:
+    """Return how many steps a segment has where nothing else is said."""
+    packs = recipe_at(planner.recipe, planner.step).packs_per_step
+    return max(1, min(MOST_SEGMENT_STEPS, PACKS_PER_SEGMENT // packs))
 
 
 def default_lanes(recipe: Recipe, num_chunks: int) -> int:
@@ -115,52 +224,36 @@ def default_lanes(recipe: Recipe, num_chunks: int) -> int:
     return lanes
 
 
-def _planner(sources: Sequence[SourceTable], recipe: Recipe, start: Mapping[str, Any], *, step: int) -> _Planner:
-    """Return the planner that stands before `step`; a change at that very step is still to come."""
-    names = source_names(recipe)
-    tables = {table.name: table for table in sources}
-    current = recipe_at(recipe, max(0, step - 1))
-    lanes = [
-        lane_from_state(state, number, names=names, blend=new_blend(current, names, tables))
-        for number, state in enumerate(start["state"])
-    ]
-    streams = [[Stream(number=n, table=tables[name]) for n, name in enumerate(names)] for _ in lanes]
-    return _Planner(recipe=recipe, names=names, sources=tables, lanes=lanes, streams=streams)
+def new_streams(names: Sequence[str], tables: Mapping[str, SourceTable], num_lanes: int) -> list[list[Stream]]:
+    """Return the streams of every lane, a source each."""
+    return [[Stream(number=n, table=tables[name]) for n, name in enumerate(names)] for _ in range(num_lanes)]
 
 
-def _plan_one(
-    planner: _Planner, start: Mapping[str, Any], *, first_step: int, num_steps: int, previous: str | None
-) -> Segment:
-    """Return one segment, and leave the planner before the step after it."""
-    state = [lane_state(lane, planner.names) for lane in planner.lanes]
-    start = {**start, "first_step": first_step, "previous": previous, "state": state}
-    planner.refusals = Refusals()
-    packs: list[np.ndarray] = []
-    steps: list[np.ndarray] = []
-    for step in range(first_step, first_step + num_steps):
-        taken = _plan_step(planner, step)
-        packs.extend(taken)
-        steps.append(np.full(len(taken), step, dtype=np.int64))
-    table = rows_table(
-        packs, np.concatenate(steps), recipe=planner.recipe, names=planner.names, sources=planner.sources
-    )
-    report = {
-        "worst_debt_tokens": max(lane.blend.worst for lane in planner.lanes),
-        "refused": planner.refusals.counts,
-        "refused_lines": planner.refusals.lines,
-    }
-    return make_segment(start, table, num_steps=num_steps, report=report)
+_OF_ONE_SEGMENT = ("first_step", "previous", "state", "num_steps", "body", "report")
 
 
-def _plan_step(planner: _Planner, step: int) -> list[np.ndarray]:
+def _gone(name: str) -> SourceTable:
+    """Return a table in the place of a source that left, so that the others keep their numbers."""
+    return SourceTable(name=name, text_tokens=np.zeros(0, dtype=np.int64), chunk_lines=1)
+
+
+def _start_here(planner: Planner) -> tuple[dict[str, Any], bytes]:
+    """Return header fields and state of a segment that begins at the planner's step."""
+    lanes = [lane_state(lane, planner.names) for lane in planner.lanes]
+    state = compact({"lanes": lanes, "totals": planner.totals})
+    place = {"first_step": planner.step, "previous": planner.previous, "state": state_name(state)}
+    return {**planner.start, **place}, state
+
+
+def _plan_step(planner: Planner, step: int) -> list[Any]:
     """Return the packs of one step: the same number from each lane, in the order of the lanes."""
     recipe = recipe_at(planner.recipe, step)
-    changed = any(change.from_step == step for change in planner.recipe.changes)
+    is_changed = step > planner.fork_step and any(change.from_step == step for change in planner.recipe.changes)
     num_lanes = len(planner.lanes)
     wanted = recipe.packs_per_step // num_lanes
-    packs = []
+    packs: list[Any] = []
     for lane, streams in zip(planner.lanes, planner.streams, strict=True):
-        if changed:
+        if is_changed:
             change_recipe(lane, recipe, planner.names, planner.sources)
         while len(lane.pending) < wanted:
             if not refill(lane, recipe, streams, lanes=num_lanes, refusals=planner.refusals):
@@ -168,34 +261,38 @@ def _plan_step(planner: _Planner, step: int) -> list[np.ndarray]:
                     f"recipe {recipe.name}: {lane.dry}, at step {step}; plan at most {step} steps, "
                     "raise max_epochs or add a source"
                 )
-        packs.extend(lane.pending[:wanted])
-        del lane.pending[:wanted]
+        packs.extend(_taken(lane, wanted))
     return packs
 
 
-def _check_sources(recipe: Recipe, names: Sequence[str], tables: Mapping[str, SourceTable]) -> None:
-    """Raise RecipeError where a source is missing, has nothing to give, or stands under a licence not allowed."""
-    for name in names:
-        if name not in tables:
-            raise RecipeError(f"recipe {recipe.name}: no table of source {name}; known are {', '.join(sorted(tables))}")
-        table = tables[name]
-        if not table.num_lines or (table.quarantined is not None and table.quarantined.all()):
-            raise RecipeError(f"recipe {recipe.name}: source {name} has no readable sample; index it or leave it out")
-        refused = {
-            licence: count
-            for licence, count in sorted(table.licences.items())
-            if recipe.licences is not None and licence not in recipe.licences
-        }
-        if refused:
-            counts = ", ".join(f"{count} of {licence or 'no licence'}" for licence, count in refused.items())
-            raise RecipeError(
-                f"recipe {recipe.name}: source {name} has samples of licences that are not allowed: {counts}; "
-                f"allowed are {', '.join(recipe.licences or ())}: add the licence, or leave the source out"
-            )
+def _taken(lane: Lane, wanted: int) -> list[Any]:
+    """Take the next packs out of a lane: as one `Packs`, which costs least, or as a list."""
+    if take := getattr(lane.pending, "take", None):
+        return [take(wanted)]
+    packs = lane.pending[:wanted]
+    del lane.pending[:wanted]
+    return packs
 
 
-def _check_resume(resume: Mapping[str, Any], start: Mapping[str, Any]) -> None:
-    """Raise PlanError where a header is not of the plan that starts so."""
-    for name in ("plan_version", "recipe", "datasets", "tokenizer", "tombstones", "lanes"):
-        if resume[name] != start[name]:
-            raise PlanError(f"the last segment was planned from another {name}; make a new plan or a fork")
+def _report(planner: Planner, table: pa.Table, *, packs: Sequence[int]) -> dict[str, Any]:
+    """Return what a segment's header tells of its rows, and of the plan up to its end."""
+    refusals, recipe = planner.refusals, planner.recipe
+    room = sum(packs) * recipe.pack_tokens
+    totals = totals_after(planner.totals, table, num_packs=sum(packs), room=room, refused=refusals.counts)
+    return {
+        "worst_debt_tokens": max(lane.blend.worst for lane in planner.lanes),
+        "refused": refusals.counts,
+        "refused_lines": refusals.lines,
+        "totals": totals,
+    }
+
+
+__all__ = [
+    "Planner",
+    "begun",
+    "default_lanes",
+    "first_start",
+    "next_segment",
+    "plan_segments",
+    "resumed",
+]

@@ -31,6 +31,9 @@ class Source:
     """Names out of AUGMENTATIONS."""
     flip_safe: bool = True
     """False where a mirrored sample means something else."""
+    max_bad_samples: int | None = None
+    """Most unreadable samples before a run stops; None: no limit. How a run bears bad data changes no step of the plan,
+    so this alone of a source has no identity."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,7 +116,16 @@ def recipe_dict(recipe: Recipe, *, steps: bool = True) -> dict[str, Any]:
     plain = {f.name: _plain(getattr(recipe, f.name)) for f in fields(Recipe)}
     if not steps:
         del plain["steps"]
+        for tree in (plain["sources"], *(change["sources"] for change in plain["changes"])):
+            for source in tree.values():
+                del source["max_bad_samples"]
     return plain
+
+
+def bad_sample_budgets(recipe: Recipe) -> dict[str, int]:
+    """Return the most bad samples of each source that has a limit, as the newest of its entries says."""
+    entries = [entry for tree in (recipe.sources, *(c.sources for c in recipe.changes)) for entry in tree.items()]
+    return {name: entry.max_bad_samples for name, entry in entries if entry.max_bad_samples is not None}
 
 
 def recipe_at(recipe: Recipe, step: int) -> Recipe:
@@ -157,6 +169,7 @@ def _parse_source(value: Any, where: str, *, base: Source | None = None) -> Sour
         raise RecipeError(f"{where}.weight is missing; add a whole number of at least 1")
     _whole(entry, "weight", where, least=1 if base is None else 0)
     _whole(entry, "max_epochs", where)
+    _whole(entry, "max_bad_samples", where, least=0)
     if "augment" in entry:
         entry["augment"] = _names(entry["augment"], f"{where}.augment")
         for name in entry["augment"]:
@@ -196,7 +209,7 @@ def _parse_changes(value: Any, sources: Mapping[str, Source]) -> tuple[Change, .
 
 def _changed_sources(value: Any, current: Mapping[str, Source], where: str) -> dict[str, Source]:
     """Return whole entries for the sources a change names; what an entry leaves out stays as it was."""
-    if not isinstance(value, Mapping) or not value:
+    if not isinstance(value, Mapping):
         raise RecipeError(f"{where}.sources is {value!r}; expected a mapping of dataset names to their weights")
     changed = {}
     for name, entry in value.items():

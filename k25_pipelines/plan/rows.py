@@ -8,33 +8,34 @@ import pyarrow as pa
 from k25_pipelines.plan.draws import DRAW_DTYPES
 from k25_pipelines.plan.recipe import Recipe, source_entry
 from k25_pipelines.plan.segment import segment_table
-from k25_pipelines.plan.source import SourceTable, measure
+from k25_pipelines.plan.source import SourceTable, sample_draws
+from k25_pipelines.plan.window import Packs, joined
 
 
 def rows_table(
-    packs: Sequence[np.ndarray],
+    packs: Sequence[Packs],
     step_of_pack: np.ndarray,
     *,
     recipe: Recipe,
     names: tuple[str, ...],
     sources: Mapping[str, SourceTable],
 ) -> pa.Table:
-    """Return the rows of packs (`window.ITEM` arrays, in order), their draws measured again from line and epoch.
+    """Return the rows of packs, their draws made again from line and epoch.
 
     Args:
-        packs: the samples of each pack.
-        step_of_pack: int64 [packs], ascending.
+        packs: the packs in order, in parts.
+        step_of_pack: int64 [packs in all parts], ascending.
         recipe: seed, profile and augmentation.
         names: all sources, in the order that numbers them.
         sources: the table of each.
     """
-    items = np.concatenate(packs)
-    sizes = np.array([len(pack) for pack in packs])
+    every = joined(packs)
+    items, sizes = every.items, np.diff(every.ends, prepend=0)
     first_of_step = np.searchsorted(step_of_pack, step_of_pack)
     columns = {
         "step": np.repeat(step_of_pack, sizes),
-        "pack": np.repeat(np.arange(len(packs)) - first_of_step, sizes),
-        "slot": np.arange(len(items)) - np.repeat(np.cumsum(sizes) - sizes, sizes),
+        "pack": np.repeat(np.arange(len(every)) - first_of_step, sizes),
+        "slot": np.arange(len(items)) - np.repeat(every.ends - sizes, sizes),
         "dataset": items["source"],
         "line": items["line"],
         "epoch": items["epoch"],
@@ -53,12 +54,13 @@ def _draws(
 ) -> dict[str, np.ndarray]:
     """Return the draw columns of all items, source by source."""
     columns = {name: np.zeros(len(items), dtype=dtype) for name, dtype in DRAW_DTYPES.items()}
+    line, epoch, source = (np.ascontiguousarray(items[name]) for name in ("line", "epoch", "source"))
     for number, name in enumerate(names):
-        mine = np.flatnonzero(items["source"] == number)
+        mine = np.flatnonzero(source == number)
         if not mine.size:
             continue
-        entry = source_entry(recipe, name)
-        drawn = measure(sources[name], entry, recipe, items["line"][mine], items["epoch"][mine])
-        for column in columns:
-            columns[column][mine] = drawn[column]
+        drawn = sample_draws(sources[name], source_entry(recipe, name), recipe, line[mine], epoch[mine])
+        for column, values in drawn.items():
+            if values.strides != (0,) or values[0] != 0:  # else one value for all of them, and there already
+                columns[column][mine] = values
     return columns

@@ -10,8 +10,8 @@ from math import gcd
 
 import numpy as np
 
-from k25_pipelines.keys import random_key
-from k25_pipelines.plan.permutation import permute
+from k25_pipelines.keys import random_bits, random_key
+from k25_pipelines.plan.permutation import FISHER_YATES_BELOW, permute, small_shuffle
 
 WINDOW_VISITS = 16
 """Chunk visits of one epoch whose samples are mixed in a lane; part of PLAN_VERSION."""
@@ -59,12 +59,19 @@ def lane_samples(order: Order, lane: int, position: np.ndarray) -> tuple[np.ndar
     epoch_in_cycle = np.searchsorted(starts, rest, side="right") - 1
     epoch = cycle * (len(starts) - 1) + epoch_in_cycle
     window, inside = np.divmod(rest - starts[epoch_in_cycle], WINDOW_VISITS * order.chunk_lines)
-    line = np.empty_like(rest)
-    for first, last in _runs(epoch, window):
-        line[first:last] = _window_lines(
-            order, lane, epoch=int(epoch[first]), window=int(window[first]), inside=inside[first:last]
-        )
-    return line, epoch
+    if not rest.size:
+        return rest, epoch
+    bounds = _run_bounds(epoch, window)
+    visit, row = _window_places(order, lane, bounds, epoch=epoch, window=window, inside=inside)
+    whole = order.num_lines // order.chunk_lines
+    bounds = _run_bounds(epoch, epoch)
+    for first, last in pairwise(bounds.tolist()):
+        moved = first + np.flatnonzero(visit[first:last] < whole)
+        visit[moved] = permute(visit[moved], whole, _key("chunks", order.seed, order.dataset, int(epoch[first])))
+    return visit * order.chunk_lines + row, epoch
+
+
+_key = lru_cache(maxsize=1024)(random_key)
 
 
 @lru_cache(maxsize=4096)
@@ -82,32 +89,28 @@ def _epoch_starts(num_lines: int, chunk_lines: int, lanes: int, lane: int) -> np
     return np.concatenate([[0], np.cumsum(num_samples)])
 
 
-def _runs(epoch: np.ndarray, window: np.ndarray) -> list[tuple[int, int]]:
-    """Return (first, last) of the runs of neighbours that lie in one window."""
-    if not epoch.size:
-        return []
+def _run_bounds(epoch: np.ndarray, window: np.ndarray) -> np.ndarray:
+    """Return where runs of neighbours of one epoch and window begin, and the end."""
     edge = np.flatnonzero((np.diff(epoch) != 0) | (np.diff(window) != 0)) + 1
-    bounds = [0, *edge.tolist(), epoch.size]
-    return list(pairwise(bounds))
+    return np.concatenate([[0], edge, [epoch.size]])
 
 
-def _window_lines(order: Order, lane: int, *, epoch: int, window: int, inside: np.ndarray) -> np.ndarray:
-    """Return the lines at the given places of one window."""
+def _window_places(
+    order: Order, lane: int, bounds: np.ndarray, *, epoch: np.ndarray, window: np.ndarray, inside: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return visit of the epoch and row in the chunk of each place, a run of one window at a time."""
     num_chunks, chunk_lines = order.num_chunks, order.chunk_lines
     ragged = num_chunks * chunk_lines - order.num_lines
+    epoch, window = epoch[bounds[:-1]], window[bounds[:-1]]
     first_visit = (lane - epoch * num_chunks) % order.lanes + order.lanes * WINDOW_VISITS * window
-    num_visits = min(WINDOW_VISITS, -(-(num_chunks - first_visit) // order.lanes))
+    num_visits = np.minimum(WINDOW_VISITS, -(-(num_chunks - first_visit) // order.lanes))
     has_last = first_visit + order.lanes * (num_visits - 1) == num_chunks - 1
-    size = num_visits * chunk_lines - (ragged if has_last else 0)
-    place = permute(inside, size, random_key("window", order.seed, order.dataset, epoch, lane, window))
+    size = num_visits * chunk_lines - ragged * has_last
+    keys = random_bits(_key("window", order.seed, order.dataset), epoch, lane, window)
+    place = np.empty_like(inside)
+    runs = zip(bounds[:-1].tolist(), bounds[1:].tolist(), size.tolist(), keys.tolist(), strict=True)
+    for first, last, n, key in runs:
+        mine = inside[first:last]
+        place[first:last] = small_shuffle(n, key)[mine] if n < FISHER_YATES_BELOW else permute(mine, n, key)
     visit, row = np.divmod(place, chunk_lines)
-    return _chunk_at(order, epoch, first_visit + order.lanes * visit) * chunk_lines + row
-
-
-def _chunk_at(order: Order, epoch: int, visit: np.ndarray) -> np.ndarray:
-    """Return which chunk each visit of an epoch reads."""
-    whole = order.num_lines // order.chunk_lines
-    chunk = visit.copy()
-    moved = visit < whole
-    chunk[moved] = permute(visit[moved], whole, random_key("chunks", order.seed, order.dataset, epoch))
-    return chunk
+    return np.repeat(first_visit, np.diff(bounds)) + order.lanes * visit, row

@@ -33,6 +33,15 @@ class SourceTable:
     """float64 [n], 0 of an image [frames a second]."""
     quarantined: np.ndarray | None = None
     """bool [n], lines that are drawn and passed over, not charged."""
+    excluded: np.ndarray | None = None
+    """bool [n], lines that are drawn and charged as if they were packed, but never are: tombstoned, or left out by a
+    fork. A plan's header tells of them apart."""
+    more_tokens: np.ndarray | None = None
+    """int64 [n], vision tokens of the media after the first; such a sample's pixels are not augmented."""
+    more_patches: np.ndarray | None = None
+    """int64 [n], their patches."""
+    more_media: np.ndarray | None = None
+    """int64 [n], their vision rows."""
     licences: Mapping[str, int] = field(default_factory=dict)
     """How many of the other lines stand under each licence."""
 
@@ -45,6 +54,12 @@ class SourceTable:
     def multimodal(self) -> bool:
         """Whether any sample has media."""
         return self.width is not None and bool(self.width.any())
+
+
+_PLANNED_FROM = (
+    *("text_tokens", "quarantined", "width", "height", "frames", "fps"),
+    *("more_tokens", "more_patches", "more_media"),
+)
 
 
 def source_order(table: SourceTable, recipe: Recipe, lanes: int) -> Order:
@@ -62,7 +77,7 @@ def source_identity(table: SourceTable) -> dict[str, object]:
     """Return what a plan's header says of a source: the manifest, and digests of what else it was planned from."""
     columns = {
         name: getattr(table, name)
-        for name in ("text_tokens", "quarantined", "width", "height", "frames", "fps")
+        for name in _PLANNED_FROM
         if getattr(table, name) is not None
     }
     return {
@@ -73,10 +88,10 @@ def source_identity(table: SourceTable) -> dict[str, object]:
     }
 
 
-def measure(
+def sample_sizes(
     table: SourceTable, entry: Source, recipe: Recipe, line: np.ndarray, epoch: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Return the planned sizes and draws of samples, a column each.
+    """Return the planned sizes of samples, a column each.
 
     Args:
         table: the dataset version.
@@ -87,30 +102,58 @@ def measure(
 
     Returns:
         num_tokens (all of them), vision_tokens, patches (over all sampled frames), media (vision
-        rows: one an image, one a video volume), int64; and the columns of `draws.draw`.
+        rows: one an image, one a video volume), int64.
     """
-    line = np.asarray(line, dtype=np.int64)
+    if table.width is None:
+        none = np.zeros(line.shape, dtype=np.int64)
+        return {"num_tokens": table.text_tokens[line], "vision_tokens": none, "patches": none, "media": none}
     model = profile(recipe.profile)
-    none = np.zeros(line.shape, dtype=np.int64)
-    width = none if table.width is None else table.width[line]
-    height = none if table.height is None else table.height[line]
-    frames = none + 1 if table.frames is None else table.frames[line]
-    fps = none.astype(np.float64) if table.fps is None else table.fps[line]
+    drawn = sample_draws(table, entry, recipe, line, epoch, only_sizes=True)
+    rows, columns = patch_grid(drawn["out_w"], drawn["out_h"], model)
+    taken = np.where(table.width[line] > 0, sampled_frames(*_motion(table, line), model), 0)
+    volumes = num_volumes(taken, model)
+    sizes = {"vision_tokens": volumes * rows * columns // model.merge**2, "patches": taken * rows * columns}
+    sizes["media"] = volumes
+    more = {"vision_tokens": table.more_tokens, "patches": table.more_patches, "media": table.more_media}
+    for name, column in more.items():
+        sizes[name] = sizes[name] if column is None else sizes[name] + column[line]
+    return {"num_tokens": table.text_tokens[line] + sizes["vision_tokens"], **sizes}
+
+
+def sample_draws(
+    table: SourceTable,
+    entry: Source,
+    recipe: Recipe,
+    line: np.ndarray,
+    epoch: np.ndarray,
+    *,
+    only_sizes: bool = False,
+) -> dict[str, np.ndarray]:
+    """Return the columns of `draws.draw` of samples; arguments as of `sample_sizes`."""
+    model = profile(recipe.profile)
+    rule = DrawRule(seed=recipe.seed, dataset=table.name, augment=entry.augment, flip_safe=entry.flip_safe)
+    if table.width is None or table.height is None:
+        none = np.zeros(line.shape, dtype=np.int64)
+        return draw(rule, line, epoch, width=none, height=none, max_tokens=1, profile=model, only_sizes=only_sizes)
     budget = np.where(
-        fps > 0,
+        _motion(table, line)[1] > 0,
         min(recipe.max_image_tokens, model.max_frame_tokens),
         min(recipe.max_image_tokens, model.max_image_tokens),
     )
-    rule = DrawRule(seed=recipe.seed, dataset=table.name, augment=entry.augment, flip_safe=entry.flip_safe)
-    draws = draw(rule, line, epoch, width=width, height=height, max_tokens=budget, profile=model)
-    rows, columns = patch_grid(draws["out_w"], draws["out_h"], model)
-    taken = sampled_frames(frames, fps, model) * (width > 0)
-    volumes = num_volumes(taken, model)
-    vision = volumes * rows * columns // model.merge**2
-    sizes = {
-        "num_tokens": table.text_tokens[line] + vision,
-        "vision_tokens": vision,
-        "patches": taken * rows * columns,
-        "media": volumes,
-    }
-    return sizes | draws
+    return draw(
+        rule,
+        line,
+        epoch,
+        width=table.width[line],
+        height=table.height[line],
+        max_tokens=budget,
+        profile=model,
+        plain=None if table.more_media is None else table.more_media[line] > 0,
+        only_sizes=only_sizes,
+    )
+
+
+def _motion(table: SourceTable, line: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return frames and frames a second of the samples' first media; 1 and 0 of an image."""
+    frames = np.ones(line.shape, dtype=np.int64) if table.frames is None else table.frames[line]
+    return frames, np.zeros(line.shape) if table.fps is None else table.fps[line]

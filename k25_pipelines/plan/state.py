@@ -1,62 +1,57 @@
-"""A lane's state <-> plain data of a segment's header: cursors, debts, carry-over and pending packs."""
+"""A lane's state <-> plain data and arrays: cursors, debts, carry-over and pending packs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from k25_pipelines.plan.blend import Blend
+from k25_pipelines.plan.blend import LONGEST, TURN, VISION_DEBT, Blend
 from k25_pipelines.plan.lane import Lane
-from k25_pipelines.plan.window import ITEM, ITEM_FIELDS
+from k25_pipelines.plan.window import ITEM, ITEM_FIELDS, Packs, as_table
 
 
 def lane_state(lane: Lane, names: Sequence[str]) -> dict[str, Any]:
-    """Return the state as plain data; sources by name."""
+    """Return the state: sources by name; carry-over and pending samples as int64 [n, ITEM_FIELDS], packs by their ends."""
     blend = lane.blend
+    live = np.flatnonzero(blend.weights).tolist()
     return {
-        "cursors": dict(zip(names, lane.cursors, strict=True)),
-        "live": [names[source] for source in sorted(blend.weights)],
-        "vision_debt": blend.vision_debt,
-        "debts": {names[source]: debt for source, debt in sorted(blend.debts.items())},
-        "turn": blend.turn,
-        "longest": blend.longest,
+        "cursors": dict(zip(names, map(int, lane.cursors), strict=True)),
+        "live": [names[source] for source in live],
+        "vision_debt": int(blend.totals[VISION_DEBT]),
+        "debts": {names[source]: int(blend.debts[source]) for source in live},
+        "turn": int(blend.totals[TURN]),
+        "longest": int(blend.totals[LONGEST]),
         "worst": blend.worst,
         "windows": lane.windows,
         "dry": lane.dry,
         "settling": lane.settling,
-        "carry": _columns(lane.carry),
-        "pending": _columns(np.concatenate([np.empty(0, dtype=ITEM), *lane.pending])),
-        "pending_packs": [len(pack) for pack in lane.pending],
+        "carry": as_table(lane.carry).copy(),
+        "pending": as_table(lane.pending.items).copy(),
+        "pending_ends": lane.pending.ends.copy(),
     }
 
 
-def lane_from_state(state: dict[str, Any], number: int, *, names: Sequence[str], blend: Blend) -> Lane:
-    """Return the lane of plain data; `blend` is the fresh blend of the recipe in force."""
-    blend.weights = {source: blend.weights[source] for source in sorted(map(names.index, state["live"]))}
-    blend.debts = {names.index(name): debt for name, debt in state["debts"].items()}
-    blend.vision_debt, blend.turn = state["vision_debt"], state["turn"]
-    blend.longest, blend.worst = state["longest"], state["worst"]
-    pending = _items(state["pending"])
-    ends = np.cumsum(state["pending_packs"]).tolist()
+def lane_from_state(state: Mapping[str, Any], number: int, *, names: Sequence[str], blend: Blend) -> Lane:
+    """Return the lane of a state; `blend` is the fresh blend of the recipe in force."""
+    live = {names.index(name) for name in state["live"]}
+    for source in range(len(names)):
+        blend.weights[source] *= source in live
+        blend.debts[source] = state["debts"].get(names[source], 0)
+    blend.totals[[VISION_DEBT, TURN, LONGEST]] = state["vision_debt"], state["turn"], state["longest"]
+    blend.worst = state["worst"]
     return Lane(
         number=number,
         cursors=[state["cursors"][name] for name in names],
         blend=blend,
         carry=_items(state["carry"]),
-        pending=[pending[first:last] for first, last in zip([0, *ends], ends, strict=False)],
+        pending=Packs(items=_items(state["pending"]), ends=np.array(state["pending_ends"], dtype=np.int64)),
         windows=state["windows"],
         dry=state["dry"],
         settling=state["settling"],
     )
 
 
-def _columns(items: np.ndarray) -> dict[str, list[int]]:
-    """Return items as lists, a column each."""
-    return {name: items[name].tolist() for name in ITEM_FIELDS}
-
-
-def _items(columns: dict[str, list[int]]) -> np.ndarray:
-    items = np.empty(len(columns["line"]), dtype=ITEM)
-    for name in ITEM_FIELDS:
-        items[name] = columns[name]
-    return items
+def _items(rows: Any) -> np.ndarray:
+    """Return ITEM [n] of rows."""
+    rows = np.array(rows, dtype=np.int64).reshape(-1, len(ITEM_FIELDS))
+    return np.ascontiguousarray(rows).view(ITEM).reshape(-1)

@@ -4,8 +4,9 @@ Shapes: B packs on this rank, T tokens in a pack, P patches and M vision items o
 """
 
 import hashlib
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -58,11 +59,14 @@ class Batch:
     """int64 [M, 3] pack of this batch, first column and number of tokens of each vision item."""
     provenance: list[Provenance]
     """A line a sample, in the order of the packs."""
+    _digests: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def digests(self) -> list[str]:
-        """SHA-256 of each pack, in order: what `pack_digest` says of it."""
-        return [pack_digest(pack) for pack in packs_of(self)]
+        """SHA-256 of each pack, in order: what `pack_digest` says of it. Hashed when first asked for, and kept."""
+        if not self._digests:
+            self._digests.extend([pack_digest(pack) for pack in packs_of(self)])
+        return list(self._digests)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,45 +78,85 @@ class PlacedSample:
     """At most `provenance.num_tokens` long; None where the span is masked."""
 
 
-def assembled(samples: Sequence[PlacedSample], packs: range, *, pack_tokens: int, pad: int) -> Batch:
-    """Return the batch of a run of packs.
+class Buffers:
+    """Memory for the patches of batches, used again when nobody holds an array in it: new memory costs its zeroing.
+
+    An array or tensor that was made from a batch's patches keeps their memory for itself as long as it lives.
+    """
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._kept: list[np.ndarray] = []
+
+    def take(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Return float32 memory of a shape, holding anything; one thread may ask at a time."""
+        size = int(np.prod(shape))
+        free = [place for place in range(len(self._kept)) if _references(self._kept, place) == _UNUSED]
+        fitting = [place for place in free if size <= self._kept[place].size <= 4 * size]
+        if not fitting:
+            if len(free) > 1:  # they were for batches of other sizes
+                self._kept = [buffer for place, buffer in enumerate(self._kept) if place not in free]
+            fitting = [len(self._kept)]
+            self._kept.append(np.empty(size + size // 8, dtype=np.float32))
+        return self._kept[fitting[0]][:size].reshape(shape)
+
+
+def _references(arrays: list[np.ndarray], place: int) -> int:
+    return sys.getrefcount(arrays[place])
+
+
+_UNUSED = _references([np.zeros(0)], 0)
+"""References to an array that nothing but a list holds."""
+
+
+def assembled(
+    samples: Sequence[PlacedSample],
+    packs: Sequence[int],
+    *,
+    pack_tokens: int,
+    pad: int,
+    patches: np.ndarray | None = None,
+) -> Batch:
+    """Return the batch of some packs.
 
     A sample shorter than planned is followed by padding that is part of its span; a masked one is
     nothing but padding and has no vision items. No label stands on padding.
 
     Args:
         samples: in the order of packs and slots.
-        packs: which packs of the step these are.
+        packs: which packs of the step these are, ascending.
         pack_tokens: T.
         pad: id of the padding token.
+        patches: the buffer in whose consecutive slices the samples' patches stand, as planned; it becomes the
+            batch's where none is masked. None: they are put together here.
     """
     shape = len(packs), pack_tokens
+    row_of = {pack: row for row, pack in enumerate(packs)}
     input_ids, labels = np.full(shape, pad, dtype=np.int64), np.full(shape, IGNORED, dtype=np.int64)
-    slots = [np.zeros((0, 3), dtype=np.int64)]
-    starts = [np.arange(len(packs) + 1, dtype=np.int64) * pack_tokens]
+    starts, slots, kept = list(range(0, len(packs) * pack_tokens + 1, pack_tokens)), [], []
     for sample in samples:
         place = sample.provenance
-        row = place.pack - packs.start
-        starts.append(row * pack_tokens + np.array([place.start, place.start + place.num_tokens]))
+        row, start = row_of[place.pack], place.start
+        starts += (row * pack_tokens + start, row * pack_tokens + start + place.num_tokens)
         if sample.example is None:
             continue
         tokens = sample.example.tokens
-        columns = slice(place.start, place.start + len(tokens.ids))
+        columns = slice(start, start + len(tokens.ids))
         input_ids[row, columns] = tokens.ids
         labels[row, columns] = labels_of(tokens.ids, tokens.is_target)
-        slots.append(np.insert(tokens.media + np.array([place.start, 0]), 0, row, axis=1))
-    cu_seqlens = np.unique(np.concatenate(starts)).astype(np.int32)
-    lengths = np.diff(cu_seqlens)
-    examples = [sample.example for sample in samples if sample.example is not None]
-    position_ids = np.arange(input_ids.size) - np.repeat(cu_seqlens[:-1].astype(np.int64), lengths)
+        if len(tokens.media):
+            slots += [(row, start + first, length) for first, length in tokens.media.tolist()]
+            kept.append(sample.example)
+    cu_seqlens = np.array(sorted(set(starts)), dtype=np.int32)
+    position_ids = np.arange(input_ids.size) - np.repeat(cu_seqlens[:-1].astype(np.int64), np.diff(cu_seqlens))
     return Batch(
         input_ids=input_ids,
         labels=labels,
         position_ids=position_ids.reshape(shape),
         cu_seqlens=cu_seqlens,
-        patches=np.concatenate([_no_patches(), *(made.patches for made in examples)]),
-        grid_thw=np.concatenate([np.zeros((0, 3), dtype=np.int64), *(made.grid_thw for made in examples)]),
-        media_slots=np.concatenate(slots),
+        patches=_joined([made.patches for made in kept], patches),
+        grid_thw=np.concatenate([np.zeros((0, 3), dtype=np.int64), *(made.grid_thw for made in kept)]),
+        media_slots=np.array(slots, dtype=np.int64).reshape(-1, 3),
         provenance=[sample.provenance for sample in samples],
     )
 
@@ -160,5 +204,8 @@ def step_digest(digests: Sequence[str]) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _no_patches() -> np.ndarray:
-    return np.zeros((0, 3, PATCH, PATCH), dtype=np.float32)
+def _joined(pieces: Sequence[np.ndarray], buffer: np.ndarray | None) -> np.ndarray:
+    """Return the patches one after another: the buffer itself where they fill it, else a copy."""
+    if buffer is not None and sum(map(len, pieces)) == len(buffer):
+        return buffer
+    return np.concatenate([np.zeros((0, 3, PATCH, PATCH), dtype=np.float32), *pieces])

@@ -1,8 +1,10 @@
 """Token counts of a dataset version: manifest and tokenizer in, one number a line out, kept as a column file."""
 
 import io
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +14,9 @@ from k25_pipelines.catalog.manifest import MEDIA_KINDS, Manifest
 from k25_pipelines.errors import ObjectExistsError, ObjectNotFoundError, SampleError
 from k25_pipelines.plan.size import Profile
 from k25_pipelines.plan.size import profile as profile_named
-from k25_pipelines.sample.chat import Span
+from k25_pipelines.sample.chat import RENDERING, Span
 from k25_pipelines.sample.example import candidate_spans
+from k25_pipelines.sample.mask import tokenized
 from k25_pipelines.sample.read import Extent, Tables, extents, inside, lines_of_chunk, read_line
 from k25_pipelines.sample.tokens import Tokenizer
 from k25_pipelines.storage.store import Store, open_store
@@ -22,6 +25,16 @@ UNREADABLE = 1
 """Tokens planned for words that cannot be read: the sample is met, masked and counted by the loader."""
 
 Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChunkTokens:
+    """What the words of a chunk are in tokens."""
+
+    lengths: np.ndarray
+    """int64 [lines of the chunk], 0 where a line is quarantined."""
+    documents: dict[int, np.ndarray]
+    """Line of the dataset -> int64 ids of all of it, for lines that are nothing but a document to be predicted."""
 
 
 def text_lengths(
@@ -50,11 +63,25 @@ def text_lengths(
         int64 [lines]; 0 where a line is quarantined.
     """
     profile = profile_named(profile) if isinstance(profile, str) else profile
-    key = lengths_key(manifest, tokenizer, profile)
     try:
-        return _column(lake.get(key))
+        return _column(lake.get(lengths_key(manifest, tokenizer, profile)))
     except ObjectNotFoundError:
-        lengths = _counted(manifest, tokenizer, profile, threads=threads, progress=progress)
+        chunks = tokenized_chunks(manifest, tokenizer, profile, threads=threads, progress=progress)
+        pieces = [chunk.lengths for chunk in chunks]
+    return write_lengths(lake, manifest, tokenizer, profile, np.concatenate([np.zeros(0, dtype=np.int64), *pieces]))
+
+
+def lengths_key(manifest: Manifest, tokenizer: Tokenizer, profile: Profile) -> str:
+    """Return the lake's key of a column file; another way to render words is another column."""
+    column = f"{tokenizer.digest}-{profile.name}-{RENDERING}"
+    return f"k25/datasets/{manifest.dataset}/lengths/{manifest.digest}/{column}.parquet"
+
+
+def write_lengths(
+    lake: Store, manifest: Manifest, tokenizer: Tokenizer, profile: Profile, lengths: np.ndarray
+) -> np.ndarray:
+    """Write a column file once and return what stands there, int64 [lines]."""
+    key = lengths_key(manifest, tokenizer, profile)
     try:
         lake.put_new(key, _file(lengths))
     except ObjectExistsError:  # another process wrote the same numbers first, perhaps with another Parquet writer
@@ -62,50 +89,49 @@ def text_lengths(
     return lengths
 
 
-def lengths_key(manifest: Manifest, tokenizer: Tokenizer, profile: Profile) -> str:
-    """Return the lake's key of a column file."""
-    return f"k25/datasets/{manifest.dataset}/lengths/{manifest.digest}/{tokenizer.digest}-{profile.name}.parquet"
+def tokenized_chunks(
+    manifest: Manifest, tokenizer: Tokenizer, profile: Profile, *, threads: int = 2, progress: Progress | None = None
+) -> Iterator[ChunkTokens]:
+    """Yield the tokens of each chunk of a dataset version, in order; at most a few chunks are held at once.
 
-
-def span_lengths(renderings: Iterable[list[Span]], tokenizer: Tokenizer) -> np.ndarray:
-    """Return int64 tokens of each rendering, media pads not counted, all words encoded in one batch."""
-    renderings = list(renderings)
-    words = [span.words for spans in renderings for span in spans if span.words]
-    counts = iter([len(ids) for ids in tokenizer.encode_batch(words)])
-    return np.array(
-        [sum(next(counts) if span.words else int(span.media < 0) for span in spans) for spans in renderings],
-        dtype=np.int64,
-    )
-
-
-def _counted(
-    manifest: Manifest, tokenizer: Tokenizer, profile: Profile, *, threads: int, progress: Progress | None
-) -> np.ndarray:
+    Args:
+        manifest: the dataset version.
+        tokenizer: words to ids.
+        profile: as for `text_lengths`.
+        threads: chunks read and tokenized at once.
+        progress: told chunks done, chunks in all, and what.
+    """
     store, tables = open_store(manifest.uri), Tables()
-    num_chunks = -(-manifest.num_lines // manifest.chunk_lines)
-
-    def count(chunk: int) -> np.ndarray:
-        return _chunk_lengths(manifest, lines_of_chunk(manifest, chunk), store, tables, tokenizer, profile)
-
-    pieces = [np.zeros(0, dtype=np.int64)]
     with ThreadPoolExecutor(threads, thread_name_prefix="lengths") as pool:
-        for done, piece in enumerate(pool.map(count, range(num_chunks)), start=1):
-            pieces.append(piece)
-            if progress:
-                progress(done, num_chunks, f"tokenizing {manifest.dataset}")
-    return np.concatenate(pieces)
+        waiting: deque[Future[ChunkTokens]] = deque()
+        for chunk in range(manifest.num_chunks + 2 * threads):
+            if chunk < manifest.num_chunks:
+                lines = lines_of_chunk(manifest, chunk)
+                waiting.append(pool.submit(_chunk_tokens, manifest, lines, store, tables, tokenizer, profile))
+            done = chunk + 1 - 2 * threads
+            if done > 0 and waiting:
+                yield waiting.popleft().result()
+                if progress:
+                    progress(done, manifest.num_chunks, f"tokenizing {manifest.dataset}")
 
 
-def _chunk_lengths(
+def _chunk_tokens(
     manifest: Manifest, lines: range, store: Store, tables: Tables, tokenizer: Tokenizer, profile: Profile
-) -> np.ndarray:
-    owners, candidates = [], []
-    for place, spans in enumerate(_renderings(manifest, lines, store, tables, profile)):
-        owners += [place] * len(spans)
-        candidates += spans
-    lengths = np.zeros(len(lines), dtype=np.int64)
-    np.maximum.at(lengths, owners, span_lengths(candidates, tokenizer))
-    return lengths
+) -> ChunkTokens:
+    lengths, documents = np.zeros(len(lines), dtype=np.int64), {}
+    for place, candidates in enumerate(_renderings(manifest, lines, store, tables, profile)):
+        if len(candidates) == 1 and all(span.is_target and span.media < 0 for span in candidates[0]):
+            ids = tokenized(candidates[0], tokenizer).ids
+            documents[lines[place]], lengths[place] = ids, len(ids)
+        else:
+            lengths[place] = max((_num_tokens(spans, tokenizer) for spans in candidates), default=0)
+    return ChunkTokens(lengths=lengths, documents=documents)
+
+
+def _num_tokens(spans: list[Span], tokenizer: Tokenizer) -> int:
+    """Return the tokens of a rendering, media pads not counted."""
+    words = sum(len(tokenizer.encode(span.words)) for span in spans if span.words)
+    return words + sum(bool(span.special) for span in spans)
 
 
 def _renderings(manifest: Manifest, lines: range, store: Store, tables: Tables, profile: Profile) -> list:

@@ -49,12 +49,15 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of plain words; a special token spelled in them is words too."""
-        return self.model.encode(text, add_special_tokens=False).ids
+        return self.model.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return the ids of each text as int64; faster than `encode` one by one, with the same ids."""
-        encodings = self.model.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+        """Return the ids of each text as int64, all tokenized by the thread that asks.
+
+        One text a call: given several, the library spreads them over threads of its own, which
+        take turns with the loader's. Without offsets (`fast`) it is about a sixth faster.
+        """
+        return [np.array(self.encode(text), dtype=np.int64) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the words and special tokens of ids."""

@@ -1,42 +1,47 @@
 """Memory, then disk, then the store: ranges of objects in, bytes out; each range is fetched once on a machine."""
 
-import fcntl
-import os
 import threading
 import time
-import zlib
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
-from uuid import uuid4
 
 from k25_pipelines.errors import StoreError
 from k25_pipelines.keys import digest
+from k25_pipelines.storage import horizon
+from k25_pipelines.storage.disk import LIMIT, STALE_SECONDS, DiskTier, chunk_files
 from k25_pipelines.storage.store import Store
+
+Name = tuple[str, str, int, int, str]
+"""A range: URL of its store, key, offset [bytes], number of bytes, etag ("" where it is unknown)."""
 
 RAM_BYTES = 256 * 2**20
 DISK_BYTES = 4 * 2**30
-TRAILER_BYTES = 4
-EVICTION = "evict"
-"""Name of the lock under which files are dropped."""
-LOCK_DIGITS = 3
-"""Hex digits of a name that pick its lock file: 4,096 of them, which stay."""
-RECOUNT_SHARE = 32
-"""A process counts the folder anew after it wrote this part of the limit itself."""
-KEPT_SHARE = 0.75
-"""What an eviction leaves, so that many processes together stay below the limit between their counts."""
-STALE_SECONDS = 3600
-"""Age at which a temporary file belongs to a process that died."""
+FLIGHT_BYTES = 128 * 2**20
+"""Ranges under way at once beside what memory keeps, at most; a single one may be larger [bytes]."""
+MANY = 512
+"""From so many ranges in memory on, a sixteenth goes at once, as finding the ones to drop takes time."""
+COUNTED = (
+    "ram_hits",
+    "disk_hits",
+    "misses",
+    "direct",
+    "waits",
+    "fetched_bytes",
+    "ram_evictions",
+    "disk_evictions",
+    "corrupt",
+)
 
 
 class ChunkCache:
-    """Ranges of objects, bounded in bytes on both tiers; what was not used for longest goes first.
+    """Ranges of objects, bounded in bytes on both tiers; what is used last goes first, as far as that is known.
 
     Threads and processes may share the folder. A name holds the etag, so an object that was
-    overwritten is another entry. A file carries a checksum: one cut short or changed is fetched again.
+    overwritten is another entry. A file carries checksums: one cut short or changed is fetched again.
     """
 
     def __init__(self, folder: Path | None, *, ram_bytes: int = RAM_BYTES, disk_bytes: int = DISK_BYTES) -> None:
@@ -45,11 +50,15 @@ class ChunkCache:
         Raises:
             StoreError: the folder cannot be made or written.
         """
-        self._disk = None if folder is None else _DiskTier(Path(folder), disk_bytes)
+        self._disk = None if folder is None else DiskTier(Path(folder), disk_bytes, self._count)
         self._lock = threading.Lock()
-        self._ram: OrderedDict[str, bytes] = OrderedDict()
+        self._landed = threading.Condition(self._lock)
+        self._ram: OrderedDict[Name, bytes] = OrderedDict()
         self._ram_bytes, self._ram_used = ram_bytes, 0
-        self._flights: dict[str, Future[bytes]] = {}
+        self._flights: dict[Name, Future[bytes]] = {}
+        self._flying = 0
+        self._uses: dict[Name, int] = {}
+        self._counts: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
 
     def read(self, store: Store, key: str, offset: int, num_bytes: int, etag: str) -> bytes:
         """Return exactly `num_bytes` bytes from `offset` of the object that had `etag`; "" is one of unknown etag.
@@ -58,24 +67,78 @@ class ChunkCache:
             ObjectChangedError: the object is another one by now; nothing is kept of it.
             StoreError: the store refused, or the object is shorter.
         """
-        name = digest("chunk", store.url, key, offset, num_bytes, etag)
+        name = (store.url, key, offset, num_bytes, etag)
         with self._lock:
-            if name in self._ram:
-                self._ram.move_to_end(name)
-                return self._ram[name]
+            if (data := self._in_ram(name)) is not None:
+                return data
             flight = self._flights.get(name)
             is_ours = flight is None
             if flight is None:
                 flight = self._flights[name] = Future()
-        if is_ours:
-            fetch = partial(store.get_range, key, offset, num_bytes, etag=etag or None)
-            self._fly(flight, name, fetch=fetch, num_bytes=num_bytes)
-        return flight.result()
+            self._counts["waits"] += not is_ours
+        return self._fly(flight, store, name) if is_ours else flight.result()
 
-    def _fly(self, flight: Future[bytes], name: str, *, fetch: Callable[[], bytes], num_bytes: int) -> None:
-        """Fetch one range for all who wait for it, and hand each of them the bytes or the error."""
+    def part(
+        self, store: Store, key: str, offset: int, num_bytes: int, etag: str, *, start: int, length: int, eager=False
+    ) -> bytes:
+        """Return `length` bytes from `start` of the range that `read` would return, for less where that is possible.
+
+        A file of the cache is read and checked only where the part lies. Of what is neither here nor
+        under way the whole range is fetched and kept, or, if `eager`, the part alone, which is not kept.
+
+        Raises:
+            ValueError: the part does not lie in the range.
+            ObjectChangedError, StoreError: as from `read`.
+        """
+        if start < 0 or length < 0 or start + length > num_bytes:
+            raise ValueError(f"bytes {start} to {start + length} do not lie in a range of {num_bytes}")
+        name = (store.url, key, offset, num_bytes, etag)
+        with self._lock:
+            data = self._in_ram(name)
+            flight = self._flights.get(name)
+            self._counts["waits"] += flight is not None
+        if data is None and flight is not None:
+            data = flight.result()
+        if data is not None:
+            return data[start : start + length]
+        if self._disk and (found := self._disk.part(_file_name(name), num_bytes, start, length)) is not None:
+            self._count(disk_hits=1)
+            return found
+        if not eager:
+            return self.read(store, key, offset, num_bytes, etag)[start : start + length]
+        self._count(direct=1, fetched_bytes=length)
+        return store.get_range(key, offset + start, length, etag=etag or None)
+
+    def expect(self, uses: Mapping[Name, int]) -> None:
+        """Say when ranges are used next, in any number that increases, such as the step; replaces what was said.
+
+        On both tiers, ranges of which nothing is said go first, those unused for longest before others; then
+        those used farthest ahead. Processes hear of each other's uses, as distances from the nearest one.
+        """
+        if uses == self._uses:
+            return
+        with self._lock:
+            self._uses = dict(uses)
+        if self._disk:
+            self._disk.expect({_file_name(name): use for name, use in uses.items()})
+
+    def statistics(self) -> dict[str, int]:
+        """Return what happened so far: reads served by memory, disk and another's flight, misses, bytes, evictions."""
+        with self._lock:
+            return dict(self._counts)
+
+    def _in_ram(self, name: Name) -> bytes | None:
+        data = self._ram.get(name)
+        if data is not None:
+            self._ram.move_to_end(name)
+            self._counts["ram_hits"] += 1
+        return data
+
+    def _fly(self, flight: Future[bytes], store: Store, name: Name) -> bytes:
+        """Get one range for all who wait for it, and hand each of them the bytes or the error."""
         try:
-            data = self._disk.read(name, num_bytes, fetch) if self._disk else fetch()
+            with self._room(name[3]):
+                data = self._fetched(store, name)
         except BaseException as error:
             with self._lock:
                 del self._flights[name]
@@ -85,120 +148,121 @@ class ChunkCache:
             self._keep_in_ram(name, data)
             del self._flights[name]
         flight.set_result(data)
+        return data
 
-    def _keep_in_ram(self, name: str, data: bytes) -> None:
+    def _fetched(self, store: Store, name: Name) -> bytes:
+        _, key, offset, num_bytes, etag = name
+
+        def fetch() -> bytes:
+            data = store.get_range(key, offset, num_bytes, etag=etag or None)
+            self._count(misses=1, fetched_bytes=num_bytes)
+            return data
+
+        if not self._disk:
+            return fetch()
+        data, is_new = self._disk.read(_file_name(name), num_bytes, fetch)
+        self._count(disk_hits=not is_new)
+        return data
+
+    @contextmanager
+    def _room(self, num_bytes: int) -> Iterator[None]:
+        with self._landed:
+            self._landed.wait_for(lambda: not self._flying or self._flying + num_bytes <= FLIGHT_BYTES)
+            self._flying += num_bytes
+        try:
+            yield
+        finally:
+            with self._landed:
+                self._flying -= num_bytes
+                self._landed.notify_all()
+
+    def _keep_in_ram(self, name: Name, data: bytes) -> None:
         if len(data) > self._ram_bytes:
             return
         self._ram[name] = data
         self._ram_used += len(data)
-        while self._ram_used > self._ram_bytes:
-            _, dropped = self._ram.popitem(last=False)
-            self._ram_used -= len(dropped)
-
-
-class _DiskTier:
-    """Files by name in a folder that other processes use as well."""
-
-    def __init__(self, folder: Path, limit: int) -> None:
-        self._folder, self._limit = folder, limit
-        self._lock = threading.Lock()
-        self._used = 0
-        self._written = limit  # since the folder was counted; nothing was counted yet
-        try:
-            (folder / "locks").mkdir(parents=True, exist_ok=True)
-            (folder / "locks" / EVICTION).open("ab").close()
-        except OSError as error:
-            reason = error.strerror or error
-            raise StoreError(f"cache folder {folder}: {reason}; name one that can be written, or none") from error
-
-    def read(self, name: str, num_bytes: int, fetch: Callable[[], bytes]) -> bytes:
-        path = self._folder / name[:2] / name
-        data = _read_checked(path, num_bytes)
-        if data is not None:
-            return data
-        with _locked(self._folder / "locks" / name[:LOCK_DIGITS]):
-            data = _read_checked(path, num_bytes)  # another process may have fetched it while we waited
-            if data is None:
-                data = fetch()
-                self._write(path, data)
-        return data
-
-    def _write(self, path: Path, data: bytes) -> None:
-        size = len(data) + TRAILER_BYTES
-        if size > self._limit * KEPT_SHARE:
+        if self._ram_used <= self._ram_bytes:
             return
-        self._make_room(size)
-        temporary = path.with_name(f".{uuid4().hex}")
-        with suppress(OSError):  # a full disk is no reason to stop: the bytes are in memory
-            path.parent.mkdir(exist_ok=True)
-            try:
-                temporary.write_bytes(data + zlib.crc32(data).to_bytes(TRAILER_BYTES, "little"))
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
+        most = self._ram_bytes if len(self._ram) < MANY else self._ram_bytes * 15 // 16
+        for dropped in self._by_worth():
+            if self._ram_used <= most:
+                break
+            self._ram_used -= len(self._ram.pop(dropped))
+            self._counts["ram_evictions"] += 1
 
-    def _make_room(self, size: int) -> None:
+    def _by_worth(self) -> list[Name]:
+        """Return what memory keeps: first those nobody expects, in the order of their last uses; then from far to near.
+
+        With no expectations that is the order of last uses.
+        """
+        if not self._uses:
+            return list(self._ram)
+        unknown = [name for name in self._ram if name not in self._uses]
+        return unknown + sorted(self._ram.keys() & self._uses.keys(), key=lambda name: (-self._uses[name], name))
+
+    def _count(self, **counts: int) -> None:
         with self._lock:
-            is_counted = self._written + size <= self._limit // RECOUNT_SHARE
-            if is_counted and self._used + size <= self._limit:
-                self._used += size
-                self._written += size
-                return
-        with _locked(self._folder / "locks" / EVICTION):
-            used = _evict(self._folder, limit=self._limit, size=size)
-        with self._lock:
-            self._used, self._written = used + size, size
+            self._counts.update(counts)
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock between processes; the kernel lets go of it when its holder dies, however it dies.
+@lru_cache(maxsize=2**16)
+def _file_name(name: Name) -> str:
+    return digest("chunk", *name)
 
-    Where the file of the lock cannot be made, as on a full disk, nothing can be kept either, and no lock is needed.
+
+def cache_summary(folder: Path) -> dict:
+    """Return what a cache folder holds: files, bytes, limit [bytes], oldest use [Unix time], what dead writers left.
+
+    Raises:
+        StoreError: no cache lies there.
     """
-    with ExitStack() as held:
-        with suppress(OSError):
-            file = held.enter_context(path.open("ab"))
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    folder, files = _existing(folder), list(chunk_files(folder))
+    stale = _stale(folder)
+    limit = (folder / LIMIT).read_text() if (folder / LIMIT).exists() else ""
+    return {
+        "folder": str(folder),
+        "files": len(files),
+        "bytes": sum(num_bytes for _, num_bytes, _ in files),
+        "limit": int(limit) if limit.isdecimal() else None,
+        "oldest_use": min((used for used, _, _ in files), default=0) / 1e9 or None,
+        "stale_files": len(stale),
+        "stale_bytes": sum(num_bytes for num_bytes, _ in stale),
+    }
 
 
-def _read_checked(path: Path, num_bytes: int) -> bytes | None:
-    """Return the bytes of a cache file, or None if it is not there, unreadable, cut short or changed."""
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return None
-    body = data[:-TRAILER_BYTES]
-    if len(body) != num_bytes or zlib.crc32(body).to_bytes(TRAILER_BYTES, "little") != data[-TRAILER_BYTES:]:
-        return None
-    with suppress(OSError):  # it may be gone by now, or another user's
-        os.utime(path)  # used now; the order of eviction is recorded nowhere
-    return body
+def clear_cache(folder: Path) -> dict:
+    """Drop every range that a cache folder keeps and what dead writers left, and return how much that was.
+
+    Processes that use it go on and fetch anew; the files of locks stay, as they may be held.
+
+    Raises:
+        StoreError: no cache lies there, or a file cannot be removed.
+    """
+    folder, removed = _existing(folder), {"files": 0, "bytes": 0}
+    for num_bytes, path in [(num_bytes, path) for _, num_bytes, path in chunk_files(folder)] + _stale(folder):
+        try:
+            path.unlink()
+        except FileNotFoundError:  # its user was faster
+            continue
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror or error}; clear it as its owner") from error
+        removed["files"] += 1
+        removed["bytes"] += num_bytes
+    return {"folder": str(folder), **removed}
 
 
-def _evict(folder: Path, *, limit: int, size: int) -> int:
-    """Drop the files unused for longest if `size` bytes more would pass the limit; return the bytes that stay."""
-    files = list(_cache_files(folder))
-    used = sum(num_bytes for _, num_bytes, _ in files)
-    if used + size <= limit * KEPT_SHARE:
-        return used
-    for _, num_bytes, path in sorted(files):
-        if used + size <= limit * KEPT_SHARE:
-            break
-        with suppress(OSError):  # another user's file stays, and counts
-            path.unlink(missing_ok=True)
-            used -= num_bytes
-    return used
+def _existing(folder: Path) -> Path:
+    if not (Path(folder) / "locks").is_dir():
+        raise StoreError(f"cache folder {folder}: no cache lies there; name the folder that a loader was given")
+    return Path(folder)
 
 
-def _cache_files(folder: Path) -> Iterator[tuple[int, int, Path]]:
-    """Yield time of last use, size and path of each file; sweep up what dead processes left half-written."""
-    for path in folder.glob("[0-9a-f][0-9a-f]/*"):
+def _stale(folder: Path) -> list[tuple[int, Path]]:
+    """Return size [bytes] and path of the temporary files of dead writers."""
+    found = []
+    for path in [*folder.glob("[0-9a-f][0-9a-f]/.*"), *folder.glob(f"{horizon.FOLDER}/.*")]:
         with suppress(OSError):
             state = path.stat()
-            if path.name.startswith(".") and time.time() - state.st_mtime > STALE_SECONDS:
-                path.unlink()
-                continue
-            if not path.name.startswith("."):
-                yield state.st_mtime_ns, state.st_size, path
+            if time.time() - state.st_mtime > STALE_SECONDS:
+                found.append((state.st_size, path))
+    return found

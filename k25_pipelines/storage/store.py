@@ -1,10 +1,14 @@
 """The protocol of an object store: keys below one root URL in, bytes out; `open_store` picks the backend."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from k25_pipelines.errors import ObjectChangedError, StoreError
+
+HEDGE_SECONDS = 1.0
+"""No small read is late before."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,8 +71,14 @@ def open_store(url: str) -> Store:
         url: `s3://bucket[/prefix]` (configured by the standard AWS_* variables alone),
             `memory://name` (one per name and process, for tests), or a folder.
 
+    S3 is asked under limits that a user's processes on this machine share, through a file below the
+    folder of temporary files (TMPDIR). They are set by variables, too:
+    K25_S3_REQUESTS_PER_SECOND and K25_S3_BYTES_PER_SECOND, else there is none until the server first
+    refuses, and then one is found; K25_S3_HEDGE [seconds, or `off`; 1 if not set], before which no
+    small read is called late and asked for a second time.
+
     Raises:
-        StoreError: the URL names no known backend.
+        StoreError: the URL names no known backend, or a limit is no number.
     """
     from k25_pipelines.storage.local import LocalStore
     from k25_pipelines.storage.memory import memory_store
@@ -76,10 +86,32 @@ def open_store(url: str) -> Store:
     if url.startswith("s3://"):
         from k25_pipelines.storage.s3 import S3Store  # boto3 loads slowly; a folder needs none
 
-        return S3Store(url)
+        return S3Store(url, **_limits())
     if url.startswith("memory://"):
         return memory_store(url)
     return LocalStore(url)
+
+
+def _limits() -> dict[str, float | None]:
+    """Return what limits S3 access, from the environment."""
+    hedge = os.environ.get("K25_S3_HEDGE") or str(HEDGE_SECONDS)
+    return {
+        "requests_per_second": _positive("K25_S3_REQUESTS_PER_SECOND", os.environ.get("K25_S3_REQUESTS_PER_SECOND")),
+        "bytes_per_second": _positive("K25_S3_BYTES_PER_SECOND", os.environ.get("K25_S3_BYTES_PER_SECOND")),
+        "hedge_seconds": None if hedge == "off" else _positive("K25_S3_HEDGE", hedge),
+    }
+
+
+def _positive(name: str, words: str | None) -> float | None:
+    if not words:
+        return None
+    try:
+        value = float(words)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise StoreError(f"{name} is {words!r}; set a number above 0, or unset it")
+    return value
 
 
 def checked_key(key: str) -> str:

@@ -5,8 +5,11 @@ import struct
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from k25_pipelines.catalog import probe
 from k25_pipelines.catalog.probe import HEAD_BYTES, WHOLE_BYTES, MediaHeader, probe_image, probe_image_at, probe_video
 from k25_pipelines.errors import SampleError
 from tests.catalog.conftest import film, picture, turned
@@ -32,6 +35,28 @@ def test_the_size_is_the_one_displayed(kind, orientation):
     expected = (13, 7) if orientation < 5 else (7, 13)
     header = probe_image(picture(13, 7, kind, exif=turned(orientation)))
     assert (header.width, header.height, header.orientation) == (*expected, orientation)
+
+
+@given(
+    st.integers(1, 90),
+    st.integers(1, 90),
+    st.sampled_from(["L", "RGB", "CMYK"]),
+    st.sampled_from([{}, {"progressive": True}, {"comment": b"c" * 70}, {"icc_profile": b"p" * 99}, {"dpi": (9, 9)}]),
+    st.integers(0, 9),
+    st.integers(0, 2**32),
+)
+@settings(max_examples=150, deadline=None)
+def test_the_short_way_through_a_jpeg_agrees_with_pillow(width, height, mode, options, harm, place):
+    buffer = io.BytesIO()
+    Image.new(mode, (width, height)).save(buffer, "JPEG", exif=turned(6) if harm == 8 else b"", **options)
+    data = bytearray(buffer.getvalue())
+    if harm < 3:  # one byte of the header changed, or the file cut there
+        data[place % 200] ^= 1 << harm
+    if harm == 9:
+        del data[place % len(data) :]
+    found = probe._plain_jpeg(bytes(data))
+    if found is not None:
+        assert probe._parsed_by_pillow(bytes(data)) == (found, "JPEG")
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 300])

@@ -208,12 +208,13 @@ def test_the_number_of_threads_changes_no_line(lake):
     assert (many.digest, keys(many)) == (one.digest, [f"{number:04}" for number in range(45)])
 
 
-def test_progress_counts_objects(lake):
+def test_progress_counts_objects_and_samples(lake):
     fill(lake)
     registered(lake, "captions", "webdataset")
     seen = []
     index_dataset(lake, "captions", progress=lambda *told: seen.append(told))
-    assert seen == [(done, 9, "indexing captions") for done in range(1, 10)]
+    assert [told[:2] for told in seen] == [(done, 9) for done in range(1, 10)]
+    assert [told[2].split(",")[0] for told in seen] == [f"{5 * done} samples" for done in range(1, 10)]
 
 
 def test_the_backend_changes_no_digest(lake, tmp_path, s3_environment):

@@ -1,5 +1,6 @@
 """Statistics count what is used, and say why the rest is not."""
 
+from k25_pipelines.catalog.contents import annotation_totals
 from k25_pipelines.catalog.registry import index_dataset
 from k25_pipelines.catalog.statistics import statistics
 from tests.catalog.conftest import json_bytes, picture, registered, tar
@@ -12,12 +13,12 @@ def test_a_dataset_is_described_by_plain_numbers(lake):
         "b.jpg": b"",
         "b.txt": b"lost",
         "c.jpg": picture(20, 10),
-        "c.json": json_bytes({"licence": "MIT", "caption": "c"}),
+        "c.json": json_bytes({"licence": "MIT", "caption": "c", "annotations": [{"bbox": [0, 0, 1, 1]}] * 3}),
     }
     lake.put("raw/captions/0.tar", tar(members))
     registered(lake, "captions", "webdataset")
     manifest = index_dataset(lake, "captions")
-    assert statistics(manifest) == {
+    assert statistics(manifest, annotations=annotation_totals(lake, manifest)) == {
         "dataset": "captions",
         "digest": manifest.digest,
         "kind": "webdataset",
@@ -30,6 +31,7 @@ def test_a_dataset_is_described_by_plain_numbers(lake):
         "num_shards": 1,
         "num_bytes": sum(map(len, members.values())),
         "num_parts": {"image": 3, "text": 2, "json": 1},
+        "annotations": {"boxes": 3, "captions": 1},
         "text_characters": 10,
         "video_frames": 0,
         "by_licence": {"CC0-1.0": 1, "MIT": 1},

@@ -124,7 +124,10 @@ def test_each_parquet_row_is_a_sample_found_by_row_group_and_row(lake):
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        (parquet({"words": ["a"], "n": [1]}), r"0\.parquet has no column 'text'; its columns are words, n$"),
+        (
+            parquet({"words": ["a"], "n": [1]}),
+            r"0\.parquet has neither words \(text, .*\) nor media \(image, .*\); its columns are words, n$",
+        ),
         (parquet({"text": [1]}), r"0\.parquet: column 'text' holds int64, expected strings$"),
         (parquet({"text": ["a"]})[:-5], r"0\.parquet \(\d+ bytes\) is no whole Parquet file: .* upload it again$"),
         (b"", r"0\.parquet \(0 bytes\) is no whole Parquet file"),

@@ -5,7 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from k25_pipelines.plan.blend import Blend, charge, drop, error_tokens, next_source, source_counts
+from k25_pipelines.plan.blend import LONGEST, blend_of, charge, drop, error_tokens, next_source, source_counts
+
+def longest_sample(blend):
+    return int(blend.totals[LONGEST])
+
 
 WEIGHTS = st.lists(st.integers(1, 60), min_size=1, max_size=8)
 
@@ -39,7 +43,7 @@ def test_senseless_positions_and_weights_are_refused(position, weights):
     lengths=st.lists(st.integers(1, 5000), min_size=300, max_size=300),
 )
 def test_token_debts_stay_below_three_longest_samples(weights, lengths):
-    blend = Blend(weights=dict(enumerate(weights)), multimodal=frozenset())
+    blend = blend_of(dict(enumerate(weights)))
     tokens = np.zeros(len(weights))
     for length in lengths:
         source = next_source(blend)
@@ -47,7 +51,7 @@ def test_token_debts_stay_below_three_longest_samples(weights, lengths):
         tokens[source] += length
         error = np.abs(tokens - tokens.sum() * np.array(weights) / sum(weights)).max()
         assert error == pytest.approx(error_tokens(blend))
-        assert error < 3 * blend.longest
+        assert error < 3 * longest_sample(blend)
 
 
 @settings(max_examples=60, deadline=None)
@@ -56,7 +60,7 @@ def test_token_debts_stay_below_three_longest_samples(weights, lengths):
     samples=st.lists(st.tuples(st.integers(1, 4000), st.integers(70, 95)), min_size=300, max_size=300),
 )
 def test_the_vision_share_is_held_to_below_three_longest_samples(share, samples):
-    blend = Blend(weights={0: 1, 1: 3, 2: 2}, multimodal=frozenset({1}), share=Fraction(share, 100))
+    blend = blend_of({0: 1, 1: 3, 2: 2}, multimodal={1}, share=Fraction(share, 100))
     tokens = vision = 0
     for length, percent in samples:
         source = next_source(blend)
@@ -64,15 +68,15 @@ def test_the_vision_share_is_held_to_below_three_longest_samples(share, samples)
         charge(blend, source, num_tokens=length, vision_tokens=seen)
         tokens, vision = tokens + length, vision + seen
         if share < 60:
-            assert abs(vision - tokens * share / 100) < 3 * max(blend.longest, 100)
+            assert abs(vision - tokens * share / 100) < 3 * max(longest_sample(blend), 100)
 
 
 def test_ties_go_to_the_name_that_comes_first():
-    assert next_source(Blend(weights={0: 1, 1: 1}, multimodal=frozenset())) == 0
+    assert next_source(blend_of({0: 1, 1: 1})) == 0
 
 
 def test_a_dry_source_leaves_its_weight_to_its_group_and_a_dry_group_says_so():
-    blend = Blend(weights={0: 1, 1: 1, 2: 2}, multimodal=frozenset({0, 1}), share=Fraction(1, 2))
+    blend = blend_of({0: 1, 1: 1, 2: 2}, multimodal={0, 1}, share=Fraction(1, 2))
     drop(blend, 0)
     taken = np.zeros(3)
     for _ in range(100):
@@ -86,7 +90,7 @@ def test_a_dry_source_leaves_its_weight_to_its_group_and_a_dry_group_says_so():
 
 
 def test_a_blend_by_samples_follows_the_counts():
-    blend = Blend(weights={0: 1, 2: 3}, multimodal=frozenset(), by_samples=True)
+    blend = blend_of({0: 1, 2: 3}, by_samples=True)
     taken = []
     for _ in range(9):
         taken.append(next_source(blend))

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from k25_pipelines.plan.pack import pack, pack_within
+from k25_pipelines.plan.pack import LARGEST_TABLE, pack
+
+from tests.plan.tables import skewed
 
 
 def plain_best_fit(lengths, capacity):
@@ -19,6 +21,7 @@ def plain_best_fit(lengths, capacity):
     return packs, len(free)
 
 
+@settings(deadline=None)
 @given(lengths=st.lists(st.integers(0, 300), max_size=120))
 def test_packing_is_best_fit_decreasing(lengths):
     packs, num_packs = pack(lengths, 300)
@@ -26,20 +29,19 @@ def test_packing_is_best_fit_decreasing(lengths):
     assert packs.dtype == np.int64
 
 
-@given(lengths=st.lists(st.integers(0, 10**9), max_size=60))
-def test_large_capacities_pack_the_same(lengths):
-    packs, num_packs = pack(np.array(lengths, dtype=np.int64), 10**9)
-    assert (packs.tolist(), num_packs) == plain_best_fit(lengths, 10**9)
+@settings(deadline=None)
+@given(lengths=st.lists(st.integers(0, 10**9), max_size=60), capacity=st.sampled_from([LARGEST_TABLE, 10**9]))
+def test_large_capacities_pack_the_same(lengths, capacity):
+    lengths = np.minimum(np.array(lengths, dtype=np.int64), capacity)
+    packs, num_packs = pack(lengths, capacity)
+    assert (packs.tolist(), num_packs) == plain_best_fit(lengths.tolist(), capacity)
 
 
-@given(samples=st.lists(st.tuples(st.integers(1, 100), st.integers(0, 9)), max_size=80))
-def test_further_limits_hold(samples):
-    lengths = np.array([length for length, _ in samples], dtype=np.int64)
-    media = np.array([amount for _, amount in samples], dtype=np.int64)
-    packs, num_packs = pack_within(lengths, 100, [(media, 10)])
-    assert (np.bincount(packs, weights=lengths, minlength=num_packs) <= 100).all()
-    assert (np.bincount(packs, weights=media, minlength=num_packs) <= 10).all()
-    assert set(packs.tolist()) == set(range(num_packs))
+@pytest.mark.parametrize("capacity", [1, 63, 64, 65, 4095, 4096, LARGEST_TABLE])
+def test_many_samples_pack_the_same_at_every_width_of_the_bitmap(capacity):
+    lengths = np.minimum(capacity, skewed(f"pack {capacity}", 1500, 0, capacity + 1))
+    packs, num_packs = pack(lengths, capacity)
+    assert (packs.tolist(), num_packs) == plain_best_fit(lengths.tolist(), capacity)
 
 
 def test_nothing_makes_no_packs():

@@ -89,7 +89,7 @@ def test_more_steps_extend_the_same_plan():
     assert [segment.digest for segment in long[:2]] == [segment.digest for segment in short]
     assert plan_id(short[0].header) == plan_id(long[0].header) == plan_id(first_start(tables(), recipe()))
     header = json.loads(json.dumps(short[1].header))
-    resumed = list(plan_segments(tables(), recipe(steps=24), segment_steps=6, resume=header))
+    resumed = list(plan_segments(tables(), recipe(steps=24), segment_steps=6, resume=(header, short[1].state)))
     assert [segment.digest for segment in resumed] == [segment.digest for segment in long[1:]]
 
 
@@ -100,8 +100,13 @@ def test_whatever_the_recipe_says_bears_identity(fields):
 
 def test_a_resumed_plan_of_other_data_is_refused():
     [segment] = plan()
-    with pytest.raises(PlanError, match="another datasets"):
-        list(plan_segments([images("captions", 99), *tables()[1:]], recipe(), resume=segment.header))
+    resume = segment.header, segment.state
+    with pytest.raises(PlanError, match="from another captions than this version; make a new plan or a fork"):
+        list(plan_segments([images("captions", 99), *tables()[1:]], recipe(), resume=resume))
+    with pytest.raises(PlanError, match="from another recipe or tokenizer"):
+        list(plan_segments(tables(), recipe(seed=8), resume=resume))
+    with pytest.raises(PlanError, match="was planned by plan-0"):
+        list(plan_segments(tables(), recipe(), resume=({**segment.header, "plan_version": "plan-0"}, segment.state)))
 
 
 def test_a_source_runs_over_each_sample_once_an_epoch_and_stops_at_its_maximum():
@@ -182,7 +187,8 @@ def test_a_change_may_add_and_remove_sources_and_is_kept_by_resuming():
     names = np.array(table["dataset"].to_pylist())
     assert (set(names[~late]), set(names[late])) == ({"captions", "wiki", "code"}, {"captions", "wiki", "maths"})
     for segment in segments[1:]:
-        resumed = plan_segments(sources, recipe(steps=30, changes=changes), segment_steps=5, resume=segment.header)
+        resume = segment.header, segment.state
+        resumed = plan_segments(sources, recipe(steps=30, changes=changes), segment_steps=5, resume=resume)
         assert next(iter(resumed)).digest == segment.digest
 
 

@@ -2,7 +2,8 @@ import pytest
 import yaml
 
 from k25_pipelines.errors import RecipeError
-from k25_pipelines.plan.recipe import Source, parse_recipe, recipe_at, recipe_dict
+from k25_pipelines.plan.draws import AUGMENTATIONS
+from k25_pipelines.plan.recipe import Source, bad_sample_budgets, parse_recipe, recipe_at, recipe_dict
 
 TEXT = """
 name: joint
@@ -37,6 +38,12 @@ def test_the_recipe_of_the_manual_is_read_and_written_back():
     assert "steps" not in recipe_dict(recipe(), steps=False)
 
 
+def test_a_change_of_the_batch_size_alone_is_written_and_read_back():
+    changed = recipe(changes=[{"from_step": 9, "packs_per_step": 16}, {"from_step": 12, "vision_share": 0.2}])
+    assert parse_recipe(recipe_dict(changed)) == changed
+    assert recipe_at(changed, 9).packs_per_step == 16
+
+
 def test_changes_hold_from_their_step_on():
     assert {n: s.weight for n, s in recipe_at(recipe(), 99).sources.items()} == {"captions": 3, "wiki": 7}
     changed = recipe_at(recipe(), 100)
@@ -68,6 +75,11 @@ def test_changes_hold_from_their_step_on():
         ({"sources": {"wiki": {"weigth": 1}}}, "key 'weigth' is unknown; did you mean 'weight'"),
         ({"sources": {"wiki": {"weight": 1, "max_epochs": 0}}}, "max_epochs is 0"),
         ({"sources": {"wiki": {"weight": 1, "augment": ["crops"]}}}, "'crops' is unknown; did you mean 'crop'"),
+        ({"sources": {"wiki": {"weight": 1, "max_bad_samples": -1}}}, "max_bad_samples is -1; expected a whole number"),
+        (
+            {"sources": {"wiki": {"weight": 1, "augment": ["zoom"]}}},
+            f"known are {', '.join(AUGMENTATIONS)}".capitalize(),
+        ),
         ({"changes": [{"sources": {}}]}, "from_step is missing"),
         ({"changes": [{"from_step": 1, "step": 2}]}, "changes[0]: key 'step' is unknown"),
         ({"changes": [{"from_step": 5}, {"from_step": 5}]}, "in the order of their steps"),
@@ -93,6 +105,21 @@ def test_what_is_wrong_is_said_in_one_line(fields, message):
         recipe(**fields)
     assert message in str(failed.value)
     assert "\n" not in str(failed.value)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_every_augmentation_that_is_drawn_may_be_asked_for(name):
+    assert recipe(sources={"wiki": {"weight": 1, "augment": [name]}}).sources["wiki"].augment == (name,)
+
+
+def test_a_budget_of_bad_samples_bears_no_identity():
+    plain, change = {"wiki": {"weight": 1}}, [{"from_step": 3, "sources": {"code": {"weight": 1}}}]
+    budget = {"wiki": {"weight": 1, "max_bad_samples": 0}}
+    changed = [{"from_step": 3, "sources": {"code": {"weight": 1, "max_bad_samples": 5}}}]
+    a, b = recipe(sources=plain, changes=change), recipe(sources=budget, changes=changed)
+    assert recipe_dict(a, steps=False) == recipe_dict(b, steps=False)
+    assert parse_recipe(recipe_dict(b)) == b
+    assert (bad_sample_budgets(a), bad_sample_budgets(b)) == ({}, {"wiki": 0, "code": 5})
 
 
 def test_a_recipe_is_a_mapping():

@@ -175,6 +175,9 @@ class HandPlan:
     def rows(self, step: int) -> pa.Table:
         return self.steps[step]
 
+    def pack_tokens_at(self, step: int) -> int:
+        return self.recipe.pack_tokens
+
     def segment_of(self, step: int) -> SimpleNamespace:
         return SimpleNamespace(digest="%032x" % (step // 2), first_step=step // 2 * 2, num_steps=2)
 
@@ -194,7 +197,7 @@ def hand_plan(lake: Store, *, packs_per_step: int = 4, epochs: int = 2, augment=
     steps = [[row for row in packed if row["step"] == step] for step in range((pack + 1) // packs_per_step)]
     return HandPlan(
         id="f" * 32,
-        recipe=SimpleNamespace(pack_tokens=PACK_TOKENS, packs_per_step=packs_per_step),
+        recipe=SimpleNamespace(pack_tokens=PACK_TOKENS, packs_per_step=packs_per_step, sources={}, changes=()),
         datasets={name: load_manifest(lake, name).digest for name in KINDS},
         steps=[pa.Table.from_pylist(step, schema=SCHEMA) for step in steps],
     )

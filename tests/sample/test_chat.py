@@ -67,9 +67,26 @@ def test_a_conversation_is_rendered_in_the_template_of_k25():
     assert written(chat.render_messages(messages[:2], media=chat.image_media(), generate=True)) == head
 
 
+def test_a_tools_answer_is_a_system_turn_under_its_name_and_is_not_learnt():
+    spans = chat.render_messages([{"role": "tool", "content": "42"}])
+    assert written(spans) == "<|im_system|>tool<|im_middle|>42<|im_end|>"
+
+
+def test_media_stand_between_the_words_of_a_turn():
+    content = ["See ", chat.image_media(), "and ", chat.image_media(first=1), "?"]
+    spans = chat.render_messages([{"role": "user", "content": content}])
+    assert written(spans) == f"<|im_user|>user<|im_middle|>See {IMAGE}and {IMAGE}?<|im_end|>"
+    assert [span.media for span in spans if span.media >= 0] == [0, 1]
+
+
+def test_a_prompt_stands_before_the_caption_and_is_not_learnt():
+    spans = chat.render_caption("A bear.", media=chat.image_media(), prompt="Caption:")
+    assert written(spans) == f"{IMAGE}Caption:[A bear.<|end_of_text|>]"
+
+
 def test_unknown_roles_and_homeless_images_are_refused():
-    with pytest.raises(ValueError, match="role 'tool'"):
-        chat.render_messages([{"role": "tool", "content": ""}])
+    with pytest.raises(ValueError, match="role 'robot'"):
+        chat.render_messages([{"role": "robot", "content": ""}])
     with pytest.raises(ValueError, match="no place"):
         chat.render_messages([{"role": "system", "content": "x"}], media=chat.image_media())
 

@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 
 from k25_pipelines.errors import SampleError
 from k25_pipelines.sample import decode
-from k25_pipelines.sample.decode import decode_image
+from k25_pipelines.sample.decode import dct_scale, decode_image
 
 
 def picture(width=61, height=40):
@@ -88,3 +88,56 @@ def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch):
     monkeypatch.setattr(decode, "MAX_PIXELS", 61 * 40 - 1)
     with pytest.raises(SampleError, match="61x40 pixels, more than"):
         decode_image(encoded(Image.fromarray(picture())))
+
+
+def smooth(width, height):
+    rows, columns = np.mgrid[0:height, 0:width]
+    waves = [128 + 100 * np.sin(columns / 31 + band) * np.cos(rows / 23 - band) for band in range(3)]
+    return np.stack(waves, axis=2).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("reduce", [2, 4, 8])
+@pytest.mark.parametrize("size", [(160, 96), (161, 99), (19, 10)])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_reduced_decode_is_the_mean_of_whole_squares(reduce, size, kind):
+    image = Image.fromarray(smooth(*size))
+    found = decode_image(encoded(image, kind, **({"quality": 97} if kind == "JPEG" else {})), reduce=reduce)
+    assert found.shape == (-(-size[1] // reduce), -(-size[0] // reduce), 3)
+    squares = np.asarray(image.reduce(reduce)).astype(int)
+    whole = found[: size[1] // reduce, : size[0] // reduce]  # what lies past the end of a JPEG is the encoder's
+    assert np.abs(whole - squares[: whole.shape[0], : whole.shape[1]]).max() <= 6
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_reduced_decode_is_upright(orientation):
+    exif = Image.Exif()
+    exif[decode.ORIENTATION_TAG] = orientation
+    data = encoded(Image.fromarray(smooth(160, 96)), "JPEG", exif=exif, quality=97)
+    expected = np.asarray(Image.fromarray(decode_image(data)).reduce(4)).astype(int)
+    found = decode_image(data, reduce=4)
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= 6
+
+
+@pytest.mark.parametrize("reduce", [1, 2, 4, 8])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+def test_a_jpeg_that_is_cut_short_is_an_error_at_every_scale(reduce, share):
+    data = encoded(Image.fromarray(picture(400, 300)), "JPEG", quality=90)
+    with pytest.raises(SampleError, match="captions:7"):
+        decode_image(data[: int(len(data) * share)], name="captions:7", reduce=reduce)
+
+
+def test_another_scale_is_refused():
+    with pytest.raises(ValueError, match="reduced by 1, 8, 4, 2, not 3"):
+        decode_image(encoded(Image.fromarray(picture())), reduce=3)
+
+
+def test_the_scale_leaves_a_reduction_of_two_to_the_bicubic():
+    def scales(*reductions, **more):
+        return [dct_scale((1000, 800), (1000 / r, 800 / r), source=(1000, 800), **more) for r in reductions]
+
+    assert scales(0.5, 1, 3.9, 4, 7.9, 8, 15.9, 16, 40) == [1, 1, 1, 2, 2, 4, 4, 8, 8]
+    assert dct_scale((1000, 800), (10, 400), source=(1000, 800)) == 1  # the lesser of the two sides decides
+    assert dct_scale((1001, 800), (50, 40), source=(1001, 800)) == 8
+    assert dct_scale((1001, 800), (50, 40), source=(1001, 800), orientation=3) == 1
+    assert dct_scale((1004, 800), (50, 40), source=(1004, 800), orientation=6) == 4

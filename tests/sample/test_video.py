@@ -20,6 +20,50 @@ def clip(tmp_path_factory):
     return path.read_bytes()
 
 
+def encoded(path, *options, num_frames=96):
+    """Write a clip whose frames carry their number as eight black or white blocks; return what FFmpeg reads of it."""
+    frames = np.random.default_rng(0).integers(60, 180, (8, 16, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    frames = np.stack([np.roll(frames, 2 * number, axis=1) for number in range(num_frames)])
+    for bit in range(8):
+        frames[:, 16:32, bit * 16 : bit * 16 + 16] = (255 * (np.arange(num_frames) >> bit & 1))[:, None, None, None]
+    run = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error"]
+    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "128x64", "-r", "24", "-i", "-"]
+    subprocess.run([*run, *raw, *options, "-pix_fmt", "yuv420p", str(path)], input=frames.tobytes(), check=True)
+    read = subprocess.run(
+        [*run, "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], capture_output=True, check=True
+    )
+    return np.frombuffer(read.stdout, np.uint8).reshape(-1, 64, 128, 3)
+
+
+def number_of(frame):
+    return sum(1 << bit for bit in range(8) if frame[20:28, bit * 16 + 4 : bit * 16 + 12].mean() > 128)
+
+
+CODECS = {
+    "h264": ["-c:v", "libx264", "-g", "24"],
+    "h264-one-group": ["-c:v", "libx264", "-bf", "0", "-g", "250"],
+    "h264-open-groups": ["-c:v", "libx264", "-g", "24", "-bf", "3", "-x264-params", "open-gop=1"],
+    "h264-short-open-groups": ["-c:v", "libx264", "-g", "8", "-bf", "4", "-x264-params", "open-gop=1"],
+    "hevc": ["-c:v", "libx265", "-g", "30", "-x265-params", "log-level=none"],
+    "mpeg4": ["-c:v", "mpeg4", "-bf", "2", "-g", "24"],
+    "vp9": ["-c:v", "libvpx-vp9", "-g", "24", "-cpu-used", "8"],
+}
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_every_frame_is_the_one_that_carries_its_number(codec, tmp_path):
+    path = tmp_path / ("clip.webm" if codec == "vp9" else "clip.mp4")
+    frames = encoded(path, *CODECS[codec])
+    assert [number_of(frame) for frame in frames] == list(range(96))
+    generator = np.random.default_rng(3)
+    asked = [np.sort(generator.choice(96, size, replace=False)) for size in (1, 2, 3, 5, 8, 13, 21)]
+    for indices in [frame_indices(96, 8), np.arange(20, 96), np.array([30, 30, 31, 31]), *asked]:
+        runs = volumes(indices, 4)
+        seen = list(decode_volumes(path.read_bytes(), runs, resize=lambda frame: frame, size=(128, 64)))
+        assert [len(volume) for volume in seen] == [len(run) for run in runs]
+        np.testing.assert_array_equal(np.concatenate(seen), frames[indices])
+
+
 def test_frames_are_spread_evenly_from_the_first_to_the_last():
     assert frame_indices(12, 3).tolist() == [0, 6, 11]
     assert frame_indices(1, 1).tolist() == [0]
@@ -49,6 +93,13 @@ def test_a_narrow_video_with_padded_rows_loses_its_padding(tmp_path):
     frames = np.frombuffer(raw.stdout, np.uint8).reshape(8, 64, 96, 3)
     (seen,) = decode_volumes(path.read_bytes(), [np.array([1, 5])], resize=lambda frame: frame, size=(96, 64))
     np.testing.assert_array_equal(seen, frames[[1, 5]])
+
+
+def test_a_transport_stream_is_refused_since_its_frames_would_be_others(tmp_path):
+    encoded(tmp_path / "clip.ts", "-c:v", "libx264")
+    with pytest.raises(SampleError, match="clips:3: an MPEG transport stream"):
+        data = (tmp_path / "clip.ts").read_bytes()
+        list(decode_volumes(data, [np.array([0])], resize=lambda frame: frame, size=(128, 64), name="clips:3"))
 
 
 def test_broken_videos_are_named_errors(clip, capfd):

@@ -6,9 +6,11 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from k25_pipelines.errors import ObjectExistsError, ObjectNotFoundError, StoreError
+from k25_pipelines.errors import ObjectChangedError, ObjectExistsError, ObjectNotFoundError, StoreError
+from k25_pipelines.storage.s3 import S3Store
 from k25_pipelines.storage.store import open_store
 from tests.storage.conftest import free_port
+from tests.storage.mock_s3 import BODY, BUSY, mock_s3
 
 
 def message(url: str, ask=lambda store: store.get("a/key")) -> str:
@@ -77,9 +79,6 @@ def test_where_the_server_honours_conditions_a_late_second_writer_loses(moto_lak
         store.put_new("once", b"second")
 
 
-BUSY = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-
-
 @pytest.fixture
 def moody_server(rclone_lake, monkeypatch):
     """A server that answers each request by the next of a list: `busy`, `cut`, or the whole object `bytes`."""
@@ -113,6 +112,42 @@ def test_a_busy_server_and_a_connection_cut_off_are_waited_out(moody_server, moo
     moody_server += [*moods, "whole"]
     assert open_store("s3://lake").get("a/key") == b"bytes"
     assert moody_server == []
+
+
+@pytest.mark.parametrize("server", ["rclone", "moto"])
+def test_after_the_first_read_boto3_is_passed_by(request, monkeypatch, server):
+    store = open_store(request.getfixturevalue(f"{server}_lake"))
+    assert isinstance(store, S3Store)
+    store.put("a é+%/b", b"0123456789")
+    etag = store.head("a é+%/b").etag
+    assert store.get("a é+%/b") == b"0123456789"
+    monkeypatch.setattr(store._client, "get_object", None)
+    assert store.get("a é+%/b") == b"0123456789"
+    assert store.get_range("a é+%/b", 2, 3, etag=etag) == b"234"
+    with pytest.raises(ObjectChangedError):
+        store.get_range("a é+%/b", 2, 3, etag="another")
+
+
+def test_errors_are_told_as_well_after_the_first_read(store):
+    store.put("a", b"0123456789")
+    for _ in range(2):
+        assert store.get("a") == b"0123456789"
+        with pytest.raises(ObjectNotFoundError, match="none"):
+            store.get("none")
+        with pytest.raises(StoreError, match="shorter"):
+            store.get_range("a", 8, 5)
+        with pytest.raises(StoreError, match="shorter"):
+            store.get_range("a", 80, 5)
+
+
+@pytest.mark.parametrize("status", [301, 400, 403])
+def test_an_answer_that_is_neither_bytes_nor_busy_is_asked_for_again_through_boto3(rclone_lake, monkeypatch, status):
+    answers = iter([200, status, 200, 200])
+    with mock_s3(lambda path: (next(answers), 0)) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        store = open_store("s3://lake")
+        assert [store.get("a") for _ in range(3)] == [BODY] * 3
+    assert list(answers) == []
 
 
 def test_the_moto_server_is_really_there(moto_endpoint):

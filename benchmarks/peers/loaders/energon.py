@@ -132,7 +132,7 @@ class Loader:
         if cfg.mode == "blend" and cfg.source == "s3":
             raise NotImplementedError("blend over s3 not measured")
         wc = WorkerConfig(rank=cfg.rank, world_size=cfg.world, num_workers=cfg.workers, seed_offset=cfg.seed)
-        pack = dict(packing_buffer_size=64) if cfg.mode == "blend" else {}
+        pack = {"packing_buffer_size": 64} if cfg.mode == "blend" else {}
         ds = get_train_dataset(
             path,
             worker_config=wc,

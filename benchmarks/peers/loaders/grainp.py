@@ -85,9 +85,15 @@ class Loader:
         self.cfg = cfg
         if cfg.source != "local":
             raise NotImplementedError("ArrayRecord over S3 is not supported")
-        src = lambda n: g.ArrayRecordDataSource(sorted(glob.glob(str(W.S3ROOT / n / "*.arrayrecord"))))
+
+        def src(n):
+            return g.ArrayRecordDataSource(sorted(glob.glob(str(W.S3ROOT / n / "*.arrayrecord"))))
+
         ro = grain.ReadOptions(num_threads=1, prefetch_buffer_size=16)
-        mp = lambda ds: ds.mp_prefetch(grain.MultiprocessingOptions(num_workers=cfg.workers)) if cfg.workers else ds
+
+        def mp(ds):
+            return ds.mp_prefetch(grain.MultiprocessingOptions(num_workers=cfg.workers)) if cfg.workers else ds
+
         if cfg.mode == "image":
             ds = grain.MapDataset.source(src("grainimg")).seed(cfg.seed).shuffle()
             ds = ds[cfg.rank :: cfg.world].map(work).to_iter_dataset(ro).batch(cfg.batch, batch_fn=list)

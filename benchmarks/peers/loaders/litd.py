@@ -44,7 +44,7 @@ class Loader:
                 return W.text_sample(m["id"], m["text"])
 
         def one(b):
-            kw = dict(shuffle=True, seed=cfg.seed, drop_last=False)
+            kw = {"shuffle": True, "seed": cfg.seed, "drop_last": False}
             if cfg.source == "local":
                 return DS(str(W.S3ROOT / b), **kw)
             if S3["endpoint"].startswith("http://"):

@@ -60,12 +60,15 @@ def _dataset(cfg):
 
     def where(b):
         if cfg.source == "local":
-            return dict(remote=None, local=str(W.S3ROOT / b))
-        return dict(remote=f"s3://{b}", local=f"{cfg.scratch}/{b}")
+            return {"remote": None, "local": str(W.S3ROOT / b)}
+        return {"remote": f"s3://{b}", "local": f"{cfg.scratch}/{b}"}
 
-    common = dict(
-        shuffle=True, shuffle_seed=cfg.seed, num_canonical_nodes=cfg.extra.get("canonical"), batch_size=cfg.batch
-    )
+    common = {
+        "shuffle": True,
+        "shuffle_seed": cfg.seed,
+        "num_canonical_nodes": cfg.extra.get("canonical"),
+        "batch_size": cfg.batch,
+    }
     if cfg.mode == "image":
         return DS(**where("mdsimg"), **common)
     pi, pt = W.blend_weights()

@@ -106,7 +106,7 @@ class Blend(IterableDataset):
 class Loader:
     def __init__(self, cfg):
         self.cfg, self.skip, self.given = cfg, 0, 0
-        kw = dict(num_workers=cfg.workers, persistent_workers=False)
+        kw = {"num_workers": cfg.workers, "persistent_workers": False}
         if cfg.workers:
             kw["prefetch_factor"] = 2
         if cfg.mode == "image":

@@ -48,14 +48,17 @@ def listed(batch):
 class Loader:
     def __init__(self, cfg):
         self.cfg, self.skip, self.given = cfg, 0, 0
-        one = lambda b, f, rep: wds.WebDataset(
-            urls(b, cfg.source),
-            shardshuffle=100,
-            seed=cfg.seed,
-            nodesplitter=wds.split_by_node,
-            empty_check=False,
-            resampled=rep,
-        )
+
+        def one(b, f, rep):
+            return wds.WebDataset(
+                urls(b, cfg.source),
+                shardshuffle=100,
+                seed=cfg.seed,
+                nodesplitter=wds.split_by_node,
+                empty_check=False,
+                resampled=rep,
+            )
+
         if cfg.mode == "image":
             ds = one("wds", image, False).shuffle(500, seed=cfg.seed).map(image).batched(cfg.batch, collation_fn=listed)
         else:

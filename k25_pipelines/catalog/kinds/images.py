@@ -1,37 +1,52 @@
-"""Loose images, alone or with COCO annotations: objects `*.jpg`, `*.jpeg`, `*.png`, `*.webp`.
+"""Loose images, alone or with annotations: objects `*.jpg`, `*.jpeg`, `*.png`, `*.webp`.
 
-The annotations of an image stand in its line as JSON text, as COCO wrote them (boxes are x, y,
-width, height from the corner of the image as displayed) with the category's name in place of its
-number: {"annotations": [{"bbox": [x, y, w, h], "category": "cat", "segmentation": ..., ...}]}, and
-`caption` if the image has one.
+Annotations are one COCO file, or JSON lines {"file", "annotations", "caption", "licence", ...}. Those
+of an image stand in its line as JSON text (`catalog/annotation.py`): boxes are x, y, width, height
+from the corner of the image as displayed, with the category's name in place of its number, the
+category's keypoint names beside the keypoints, and without run-length encoded masks, which are counted.
 """
 
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from functools import partial
+from dataclasses import replace
 
-from k25_pipelines.catalog.annotated import Entry, line_of, new_entries
-from k25_pipelines.catalog.manifest import Line, Part
-from k25_pipelines.catalog.probe import probe_image_at
-from k25_pipelines.catalog.scan import ScanJob, compact_json, field_text, media_part
-from k25_pipelines.errors import DatasetError, SampleError
+import pyarrow as pa
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+from k25_pipelines.catalog.annotated import (
+    Entry,
+    described,
+    json_line_entries,
+    line_of,
+    missing_line,
+    new_entries,
+)
+from k25_pipelines.catalog.line import Line
+from k25_pipelines.catalog.media import IMAGES, probed_object
+from k25_pipelines.catalog.scan import ScanJob
+from k25_pipelines.errors import DatasetError
+from k25_pipelines.storage.store import ObjectInfo
+
+SUFFIXES = IMAGES
+JSON_LINES = (".jsonl", ".ndjson")
 COCO_KEYS = ("images", "annotations")
+UNIT = 64
+"""Images that are found and kept together."""
 
 
-def scan(job: ScanJob) -> Iterator[Line]:
+def scan(job: ScanJob) -> Iterator[pa.Table]:
     """Yield a line for each image: of the annotation file if there is one, else of the listing.
 
     Raises:
         DatasetError: the annotation file is no COCO, or annotates an image that it does not list.
     """
-    if job.registration.annotations:
-        entries = new_entries(job, coco_entries(job))
+    place = job.registration.annotations
+    if place:
+        read = json_line_entries if place.endswith(JSON_LINES) else coco_entries
+        entries = new_entries(job, read(job))
     else:
         entries = [Entry(key=info.key, shard=info.key, **job.terms({})) for info in job.new]
-    return job.lines(lambda entry: [_line(job, entry)], entries)
+    return job.tables(_image_lines, [(job.objects.get(entry.shard), entry) for entry in entries], unit=UNIT)
 
 
 def coco_entries(job: ScanJob) -> list[Entry]:
@@ -39,7 +54,7 @@ def coco_entries(job: ScanJob) -> list[Entry]:
     where, data = job.annotations()
     coco = _parsed_coco(where, data)
     try:
-        categories = {item["id"]: item["name"] for item in coco.get("categories", ())}
+        categories = {item["id"]: item for item in coco.get("categories", ())}
         licences = {item["id"]: item["name"] for item in coco.get("licenses", ())}
         annotations = _by_image(where, coco, categories)
         return [_entry(job, image, annotations[image["id"]], licences) for image in coco["images"]]
@@ -68,9 +83,13 @@ def _by_image(where: str, coco: dict, categories: Mapping) -> Mapping[object, li
             raise DatasetError(f"{name} is of image {image!r}, which 'images' does not list; add the image or drop it")
         item = {key: value for key, value in annotation.items() if key not in ("image_id", "category_id")}
         if "category_id" in annotation:
-            if annotation["category_id"] not in categories:
+            category = categories.get(annotation["category_id"])
+            if category is None:
                 raise DatasetError(f"{name} is of category {annotation['category_id']!r}, which 'categories' lacks")
-            item["category"] = categories[annotation["category_id"]]
+            item["category"] = category["name"]
+            if "keypoints" in annotation and "keypoints" in category:
+                item["keypoint_names"] = category["keypoints"]
+                item |= {"skeleton": category["skeleton"]} if category.get("skeleton") else {}
         found[image].append(item)
     return found
 
@@ -78,31 +97,20 @@ def _by_image(where: str, coco: dict, categories: Mapping) -> Mapping[object, li
 def _entry(job: ScanJob, image: dict, annotations: list[dict], licences: Mapping) -> Entry:
     if not isinstance(image["file_name"], str):
         raise TypeError("'file_name'")
-    inline = {"annotations": annotations} | ({"caption": image["caption"]} if image.get("caption") else {})
-    words = [field_text(item, "label", "category", "caption") for item in annotations] + [field_text(image, "caption")]
+    record = {"annotations": annotations} | ({"caption": image["caption"]} if image.get("caption") else {})
     licence = licences.get(image.get("license"), "")
-    return Entry(
-        key=image["file_name"],
-        shard=image["file_name"],
-        inline=compact_json(inline),
-        text_length=sum(map(len, words)),
-        width=image.get("width") or 0,
-        height=image.get("height") or 0,
-        **job.terms({"licence": licence, **{name: image[name] for name in ("licence", "source") if image.get(name)}}),
-    )
+    terms = {"licence": licence, **{name: image[name] for name in ("licence", "source") if image.get(name)}}
+    entry = Entry(key=image["file_name"], shard=image["file_name"], **job.terms(terms))
+    return replace(described(entry, record), width=image.get("width") or 0, height=image.get("height") or 0)
 
 
-def _line(job: ScanJob, entry: Entry) -> Line:
-    info = job.objects.get(entry.shard)
+def _image_lines(job: ScanJob, image: tuple[ObjectInfo | None, Entry]) -> Iterator[Line]:
+    info, entry = image
     if info is None:
-        reason = "the annotations list it, but there is no such object"
-        return line_of(entry, Part(kind="image", shard=entry.shard), reason)
-    try:
-        header = probe_image_at(partial(job.store.get_range, info.key, etag=info.etag), info.num_bytes)
-    except SampleError as error:
-        return line_of(entry, media_part("image", info, None), str(error))
-    stated, shown = (entry.width, entry.height), (header.width, header.height)
-    reason = (
-        "" if stated in (shown, (0, 0)) else f"annotated as {stated[0]}x{stated[1]}, shown as {shown[0]}x{shown[1]}"
-    )
-    return line_of(entry, media_part("image", info, header), reason)
+        yield missing_line(entry, "image")
+        return
+    part, reason = probed_object(job.store, info, "image")
+    stated, shown = (entry.width, entry.height), (part.width, part.height)
+    if not reason and stated not in (shown, (0, 0)):
+        reason = f"annotated as {stated[0]}x{stated[1]}, shown as {shown[0]}x{shown[1]}"
+    yield line_of(entry, part, reason)

@@ -1,38 +1,76 @@
-"""Parquet tables of text: objects `*.parquet` with a column `text`, and `licence`, `source`, `key` or `id` if there."""
+"""Parquet tables: objects `*.parquet`, a row a sample, with words, media or both.
 
-# pyright: reportAttributeAccessIssue=false
-# pyarrow.compute makes its functions when it is imported.
+Words: a column `text`, `caption`, `content`, or a list `captions`, `texts`. Media: Hugging Face's
+struct of bytes and path, a binary column (`image`, `jpg`, `video`, ...), a list of either, or strings
+that are keys of objects below the dataset's URI. `annotations` or `objects` (JSON text, a list of
+structs, or Hugging Face's struct of lists) stand in the manifest line as JSON text. `licence`,
+`source`, `key` or `id` if there. A part is a cell of a row group.
+"""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from k25_pipelines.catalog.manifest import Line, Part
-from k25_pipelines.catalog.scan import ScanJob
-from k25_pipelines.errors import DatasetError
+from k25_pipelines.catalog.annotated import counts_text
+from k25_pipelines.catalog.annotation import annotation_fault, annotation_words, cleaned
+from k25_pipelines.catalog.cells import cell_annotations, cell_media, group_range, row_key
+from k25_pipelines.catalog.fields import Fields, sample_fields
+from k25_pipelines.catalog.line import Line, Part
+from k25_pipelines.catalog.media import MEDIA, probed, probed_object
+from k25_pipelines.catalog.scan import ScanJob, compact_json
+from k25_pipelines.errors import DatasetError, SampleError
 from k25_pipelines.storage.ranged import RangedFile
 from k25_pipelines.storage.store import ObjectInfo
 
 SUFFIXES = (".parquet",)
-TEXT = "text"
-KEYS = ("key", "id")
-TERMS = ("licence", "license", "source")
+MEDIA_SUFFIXES = MEDIA
 
 
-def scan(job: ScanJob) -> Iterator[Line]:
-    """Yield a line for each row of the new objects. Raises DatasetError: no Parquet, or no column `text`."""
-    return job.lines(lambda info: _object_lines(job, info), job.new)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """A row group of an object."""
+
+    info: ObjectInfo
+    fields: Fields
+    offset: int
+    num_bytes: int
+    first: int
+    """Rows of the object before it."""
+
+    def part(self, kind: str, row: int, column: str) -> Part:
+        """Return the part that a cell is."""
+        return Part(
+            kind=kind,
+            shard=self.info.key,
+            offset=self.offset,
+            num_bytes=self.num_bytes,
+            row=row,
+            column=column,
+            etag=self.info.etag,
+            shard_bytes=self.info.num_bytes,
+        )
+
+
+def scan(job: ScanJob) -> Iterator[pa.Table]:
+    """Yield a line for each row of the new objects. Raises DatasetError: no Parquet, or neither words nor media."""
+    return job.tables(_object_lines, job.new)
 
 
 def _object_lines(job: ScanJob, info: ObjectInfo) -> Iterator[Line]:
-    where = f"{job.registration.name}: {job.registration.uri}/{info.key}"
+    where, first = job.where(info.key), 0
     try:
         with pq.ParquetFile(pa.PythonFile(RangedFile(job.store, info), mode="r")) as file:
-            _check_schema(file.schema_arrow, where)
-            for group in range(file.num_row_groups):
-                yield from _group_lines(job, info, file=file, group=group)
+            fields = sample_fields(file.schema_arrow, where=where)
+            for number in range(file.num_row_groups):
+                metadata = file.metadata.row_group(number)
+                offset, num_bytes = group_range(metadata)
+                group = Group(info=info, fields=fields, offset=offset, num_bytes=num_bytes, first=first)
+                table = file.read_row_group(number, columns=fields.names, use_threads=False)
+                for row in range(table.num_rows):
+                    yield _line(job, group, row, {name: table[name][row].as_py() for name in fields.names})
+                first += metadata.num_rows
     except pa.ArrowException as error:
         reason = " ".join(str(error).split())
         raise DatasetError(
@@ -40,51 +78,59 @@ def _object_lines(job: ScanJob, info: ObjectInfo) -> Iterator[Line]:
         ) from error
 
 
-def _check_schema(schema: pa.Schema, where: str) -> None:
-    if TEXT not in schema.names:
-        raise DatasetError(f"{where} has no column {TEXT!r}; its columns are {', '.join(schema.names)}")
-    kind = schema.field(TEXT).type
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-        raise DatasetError(f"{where}: column {TEXT!r} holds {kind}, expected strings")
+def _line(job: ScanJob, group: Group, row: int, record: Mapping) -> Line:
+    fields, faults = group.fields, []
+    media = [part for column in fields.media for part in _media_parts(job, group, row, column, record, faults)]
+    words, text_parts = _words(group, row, record)
+    inline = {"captions": words[1:]} if len(words) > 1 else {}
+    try:
+        inline |= cell_annotations(record, fields)
+        faults += [fault] if (fault := annotation_fault(cleaned(inline))) else []
+    except SampleError as error:
+        faults.append(str(error))
+    if not media and not any(word.strip() for word in words):
+        faults.append(f"{fields.text.name!r} is empty" if fields.text else "no medium")
+    inline = {} if faults else cleaned(inline)
+    return Line(
+        key=row_key(record) or f"{group.info.key}:{group.first + row}",
+        parts=(*media, *text_parts),
+        text_length=len(words[0]) if words else annotation_words(inline),
+        inline=compact_json(inline) if inline else "",
+        quarantine=f"row {group.first + row}: {'; '.join(faults)}" if faults else "",
+        annotations=counts_text(inline),
+        **job.terms(record),
+    )
 
 
-def _group_lines(job: ScanJob, info: ObjectInfo, *, file: pq.ParquetFile, group: int) -> Iterator[Line]:
-    names = [name for name in (TEXT, *KEYS, *TERMS) if name in file.schema_arrow.names]
-    table = file.read_row_group(group, columns=names, use_threads=False)
-    texts = table[TEXT].cast(pa.string())
-    lengths = pc.fill_null(pc.utf8_length(texts), 0).to_pylist()
-    blank = pc.fill_null(pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0), True).to_pylist()
-    rows = table.drop_columns([TEXT]).to_pylist() or [{}] * table.num_rows
-    offset, num_bytes = group_range(file.metadata.row_group(group))
-    first = sum(file.metadata.row_group(before).num_rows for before in range(group))
-    for row, record in enumerate(rows):
-        part = Part(
-            kind="text",
-            shard=info.key,
-            offset=offset,
-            num_bytes=num_bytes,
-            row=row,
-            column=TEXT,
-            etag=info.etag,
-            shard_bytes=info.num_bytes,
-        )
-        yield Line(
-            key=_key(record) or f"{info.key}:{first + row}",
-            parts=(part,),
-            text_length=lengths[row],
-            quarantine=f"row {first + row}: {TEXT!r} is empty" if blank[row] else "",
-            **job.terms(record),
-        )
+def _words(group: Group, row: int, record: Mapping) -> tuple[list[str], list[Part]]:
+    """Return the wordings of a row, and the part that the first of them is."""
+    column = group.fields.text
+    if column is None:
+        return [], []
+    cell = record[column.name]
+    words = [word for word in cell or () if word] if column.is_list else [cell or ""]
+    if column.is_list and words:
+        return words, [group.part("text", row, f"{column.name}[{cell.index(words[0])}]")]
+    if not column.is_list and (words[0].strip() or not group.fields.media):
+        return words, [group.part("text", row, column.name)]
+    return [], []
 
 
-def group_range(group: pq.RowGroupMetaData) -> tuple[int, int]:
-    """Return first byte and length of a row group, all its columns together."""
-    columns = [group.column(number) for number in range(group.num_columns)]
-    starts = [min(c.data_page_offset, c.dictionary_page_offset or c.data_page_offset) for c in columns]
-    ends = [start + column.total_compressed_size for start, column in zip(starts, columns, strict=True)]
-    return min(starts), max(ends) - min(starts)
-
-
-def _key(record: dict) -> str:
-    return next((str(record[name]) for name in KEYS if record.get(name) is not None), "")
+def _media_parts(job: ScanJob, group: Group, row: int, column, record: Mapping, faults: list[str]) -> Sequence[Part]:
+    parts = []
+    for name, value in cell_media(record[column.name], column):
+        part, reason = group.part(column.kind, row, name), ""
+        if isinstance(value, str):
+            info = job.objects.get(value.removeprefix(f"{job.registration.uri}/").removeprefix("./"))
+            missing = Part(kind=column.kind, shard=value), "there is no such object below the dataset's URI"
+            part, reason = probed_object(job.store, info, column.kind) if info else missing
+        else:
+            try:
+                header, content = probed(column.kind, lambda at, size, data=value: data[at : at + size], len(value))
+                size = {field: getattr(header, field) for field in ("width", "height", "frames", "fps", "orientation")}
+                part = replace(part, content=content, **size)
+            except SampleError as error:
+                reason = str(error)
+        faults += [f"column {name!r}: {reason}"] if reason else []
+        parts.append(part)
+    return parts

@@ -1,116 +1,111 @@
-"""WebDataset shards: objects `*.tar`; members that share a stem are one sample."""
+"""WebDataset shards: objects `*.tar`; consecutive members that share a stem are one sample.
 
-import tarfile
-from collections.abc import Iterable, Iterator
+Any naming that the `webdataset` library reads (`catalog/shard.py`), also shards prepared for Energon.
+Members are known by the end of their extension: `0001.left.jpg` and `0001.seg.png` are images.
+"""
+
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from itertools import groupby
 
-from k25_pipelines.catalog.kinds.jsonl import parsed_record
-from k25_pipelines.catalog.manifest import Line
-from k25_pipelines.catalog.probe import probe_image_at
-from k25_pipelines.catalog.scan import ScanJob, media_part
-from k25_pipelines.errors import DatasetError, SampleError
+import pyarrow as pa
+
+from k25_pipelines.catalog.annotated import counts_text
+from k25_pipelines.catalog.annotation import annotation_fault, annotation_words, cleaned
+from k25_pipelines.catalog.line import MEDIA_KINDS, Line, Part
+from k25_pipelines.catalog.media import IMAGES, VIDEOS, media_part, probed
+from k25_pipelines.catalog.record import parsed_record, parsed_text
+from k25_pipelines.catalog.scan import ScanJob
+from k25_pipelines.catalog.shard import Member, ShardSample, shard_samples
+from k25_pipelines.errors import SampleError
 from k25_pipelines.storage.ranged import RangedFile
 from k25_pipelines.storage.store import ObjectInfo
 
 SUFFIXES = (".tar",)
-REFUSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
-IMAGES = ("jpg", "jpeg", "png", "webp")
-KINDS = {**dict.fromkeys(IMAGES, "image"), "txt": "text", "json": "json"}
-ORDER = ("image", "text", "json")
+REFUSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz", ".tzst")
+TEXTS = ("txt", "text", "transcript")
+RECORDS = ("json", "jsn")
+KINDS = {
+    **{suffix[1:]: "image" for suffix in IMAGES},
+    **{suffix[1:]: "video" for suffix in VIDEOS},
+    **dict.fromkeys(TEXTS, "text"),
+    **dict.fromkeys(RECORDS, "json"),
+}
 CAPTION = "caption"
-GZIP_MAGIC = b"\x1f\x8b"
 
 
-def scan(job: ScanJob) -> Iterator[Line]:
+def scan(job: ScanJob) -> Iterator[pa.Table]:
     """Yield a line for each sample of the new shards.
 
-    A sample has an image (jpg, jpeg, png, webp), a text (txt), or both, and perhaps a json with
-    `caption`, `licence`, `source`. A broken member quarantines its sample.
+    A sample has media (in the order of the members), a text, or both, and perhaps a json with
+    `caption`, `annotations`, `licence`, `source`. Of several texts, or several jsons, the one with
+    the fewest extensions counts, then the first; other members are ignored. A broken member
+    quarantines its sample.
 
     Raises:
         DatasetError: a shard is compressed or cut short; it names shard and byte.
     """
-    return job.lines(lambda info: _shard_lines(job, info), job.new)
+    return job.tables(_shard_lines, job.new)
+
+
+def chosen_members(sample: ShardSample) -> list[tuple[str, Member]]:
+    """Return kind and member of what is learnt from: all media, then the text, then the json."""
+    known = [(KINDS.get(member.extension.rpartition(".")[2], ""), member) for member in sample.members]
+    media = [(kind, member) for kind, member in known if kind in MEDIA_KINDS]
+    for wanted in ("text", "json"):
+        found = [member for kind, member in known if kind == wanted]
+        if found:
+            media.append((wanted, min(found, key=lambda member: member.extension.count("."))))
+    return media
 
 
 def _shard_lines(job: ScanJob, info: ObjectInfo) -> Iterator[Line]:
     file = RangedFile(job.store, info)
-    where = f"{job.registration.name}: shard {job.registration.uri}/{info.key}"
-    for stem, members in groupby(_members(file, info, where=where), key=lambda member: _split(member.name)[0]):
-        yield _line(job, info, file, stem=stem, members=members)
+    name = job.registration.name
+    for sample in shard_samples(file, info, where=f"{name}: shard {job.registration.uri}/{info.key}"):
+        yield _line(job, info, file, sample)
 
 
-def _members(file: RangedFile, info: ObjectInfo, *, where: str) -> Iterator[tarfile.TarInfo]:
-    """Yield the files of a tar, and make sure that its end was reached."""
-    if file.read_at(0, min(2, info.num_bytes)) == GZIP_MAGIC:
-        raise DatasetError(f"{where} is gzip-compressed: its samples have no byte ranges; upload it as a plain tar")
-    cut = f"{where} is truncated at byte {info.num_bytes}; upload it again"
-    if info.num_bytes < tarfile.BLOCKSIZE:
-        raise DatasetError(cut)
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                if member.offset_data + member.size > info.num_bytes:
-                    raise DatasetError(cut)
-                if member.isreg():
-                    yield member
-            end = tar.offset
-    except tarfile.TarError as error:
-        raise DatasetError(cut if "end of data" in str(error) else f"{where} is no tar ({error})") from error
-    # tarfile takes a cut or garbled header for the end
-    block = file.read_at(end, min(tarfile.BLOCKSIZE, info.num_bytes - end))
-    if len(block) < tarfile.BLOCKSIZE:
-        raise DatasetError(cut)
-    if any(block):
-        raise DatasetError(f"{where}: the bytes at {end} are no tar header; upload it again")
-
-
-def _split(name: str) -> tuple[str, str]:
-    """Return stem and extension: the stem ends at the first dot of the file's own name."""
-    folder, slash, file = name.rpartition("/")
-    stem, _, extension = file.partition(".")
-    return folder + slash + stem, extension.rpartition(".")[2].lower()
-
-
-def _line(job: ScanJob, info: ObjectInfo, file: RangedFile, *, stem: str, members: Iterable[tarfile.TarInfo]) -> Line:
-    parts, record, lengths, reasons = [], {}, {}, []
-    for member in members:
-        kind = KINDS.get(_split(member.name)[1])
-        if kind is None:
-            continue
-        read, header, column = partial(_read_member, file, member), None, ""
+def _line(job: ScanJob, info: ObjectInfo, file: RangedFile, sample: ShardSample) -> Line:
+    parts, record, length, reasons = [], {}, 0, [sample.fault] if sample.fault else []
+    for kind, member in chosen_members(sample):
+        part = media_part(kind, info, None, offset=member.offset, num_bytes=member.num_bytes)
         try:
-            if kind == "image":
-                header = probe_image_at(read, member.size)
-            elif kind == "text":
-                lengths["text"] = len(_text(read(0, member.size)))
-            else:
-                record = parsed_record(read(0, member.size))
-                column = CAPTION if isinstance(record.get(CAPTION), str) else ""
-                lengths[column] = len(record[column]) if column else 0
+            part, found, characters = _read_part(part, member, file)
+            record, length = record or found, length or characters
         except SampleError as error:
             reasons.append(f"{member.name}: {error}")
-        part = media_part(kind, info, header, offset=member.offset_data, num_bytes=member.size)
-        parts.append(replace(part, column=column))
-    if not any(part.kind in ("image", "text") or part.column for part in parts):
+        parts.append(part)
+    if not any(part.kind != "json" or part.column for part in parts):
         reasons.append("neither an image nor a text")
     return Line(
-        key=stem.encode("utf-8", "backslashreplace").decode(),  # a tar's names may be any bytes
-        parts=tuple(sorted(parts, key=lambda part: ORDER.index(part.kind))),
-        text_length=lengths.get("text", lengths.get(CAPTION, 0)),
+        key=sample.key.encode("utf-8", "backslashreplace").decode(),  # a tar's names may be any bytes
+        parts=tuple(parts),
+        text_length=length,
         quarantine="; ".join(reasons),
+        annotations=counts_text(record),
         **job.terms(record),
     )
 
 
-def _read_member(file: RangedFile, member: tarfile.TarInfo, offset: int, num_bytes: int) -> bytes:
-    return file.read_at(member.offset_data + offset, num_bytes)
+def _read_part(part: Part, member: Member, file: RangedFile) -> tuple[Part, dict, int]:
+    """Return the part with what its bytes say, the record in them, and their words' length [characters]."""
+    if member.fault:
+        raise SampleError(member.fault)
+    read = partial(_read_member, file, member)
+    if part.kind in MEDIA_KINDS:
+        header, content = probed(part.kind, read, member.num_bytes)
+        size = {name: getattr(header, name) for name in ("width", "height", "frames", "fps", "orientation")}
+        return replace(part, content=content, **size), {}, 0
+    data = read(0, member.num_bytes)
+    if part.kind == "text":
+        return part, {}, len(parsed_text(data))
+    record = cleaned(parsed_record(data))
+    if fault := annotation_fault(record):
+        raise SampleError(fault)
+    column = CAPTION if isinstance(record.get(CAPTION), str) else ""
+    return replace(part, column=column), record, annotation_words(record)
 
 
-def _text(data: bytes) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise SampleError(f"not UTF-8 at byte {error.start}") from error
+def _read_member(file: RangedFile, member: Member, offset: int, num_bytes: int) -> bytes:
+    return file.read_at(member.offset + offset, num_bytes)
