@@ -94,7 +94,7 @@ def naive_loop(lake: Store, plan: Plan) -> None:
         for row in plan.rows(step).to_pylist():
             get, name = stores[row["dataset"]].get_range, row["dataset"]
             raw = read_line(manifests[name], row["line"], lambda shard, at, num, _, get=get: get(shard, at, num))
-            image = Image.open(io.BytesIO(raw.media or b"")).convert("RGB")
+            image = Image.open(io.BytesIO(raw.media[0])).convert("RGB")
             image.resize((row["out_w"], row["out_h"]), Image.Resampling.BICUBIC)
             tokenizer.encode(raw.text or json.dumps(raw.inline["annotations"]))
 

@@ -13,6 +13,8 @@ from k25_pipelines.errors import SampleError
 from k25_pipelines.keys import random_key
 from k25_pipelines.loader import Batch, PlanLoader, Provenance
 from k25_pipelines.plan.permutation import permute
+from k25_pipelines.plan.size import Profile
+from k25_pipelines.plan.size import profile as profile_named
 from k25_pipelines.planning import open_plan
 from k25_pipelines.sample import picture
 from k25_pipelines.sample.annotations import Annotation, annotations_of, moved
@@ -86,14 +88,14 @@ def step_page(lake: Store, plan_id: str, *, step: int, progress: Progress | None
     rows = plan.rows(step).to_pylist()
     manifests = {name: load_manifest(lake, name, digest) for name, digest in plan.datasets.items()}
     stores = {name: open_store(manifest.uri) for name, manifest in manifests.items()}
-    sections = []
+    profile, sections = profile_named(plan.profile), []
     for pack in range(len(batch.input_ids)):
         inside = [(row, sample) for row, sample in zip(rows, batch.provenance, strict=True) if sample.pack == pack]
         cards = []
         for row, sample in inside:
             shown = row["media"] and not sample.masked
             raw = _raw(manifests[sample.dataset], sample.line, stores[sample.dataset]) if shown else None
-            cards.append(_seen_card(raw, row, sample, batch, tokenizer))
+            cards.append(_seen_card(raw, row, sample, batch, tokenizer, profile))
         blocks = _pack_map([row for row, _ in inside], plan.recipe.pack_tokens)
         sections.append(f"<h2>pack {pack}</h2>{blocks}<div class=cards>{''.join(cards)}</div>")
         if progress:
@@ -157,7 +159,9 @@ def _stored_card(manifest: Manifest, line: int, store: Store) -> str:
     return f"<div class=card>{images}<p>{words}</p><p class=faint>{origin}</p></div>"
 
 
-def _seen_card(raw: RawSample | None, row: dict, sample: Provenance, batch: Batch, tokenizer: Tokenizer) -> str:
+def _seen_card(
+    raw: RawSample | None, row: dict, sample: Provenance, batch: Batch, tokenizer: Tokenizer, profile: Profile
+) -> str:
     name = f"{sample.dataset}:{sample.line}, epoch {sample.epoch}, {sample.num_tokens} tokens"
     if sample.masked:
         return (
@@ -166,12 +170,14 @@ def _seen_card(raw: RawSample | None, row: dict, sample: Provenance, batch: Batc
     figures = ""
     if raw is not None:
         figures = _figure("as stored", stored_pictures(raw, side=SIDE)[:1])
-        figures += _figure("as the model sees it", _seen_pictures(raw, row, sample, batch))
+        figures += _figure("as the model sees it", _seen_pictures(raw, row, sample, batch, profile))
     words = _marked_words(sample, batch, tokenizer)
     return f"<div class=card><div class=pair>{figures}</div><p>{words}</p><p class=faint>{name}</p></div>"
 
 
-def _seen_pictures(raw: RawSample, row: dict, sample: Provenance, batch: Batch) -> list[np.ndarray]:
+def _seen_pictures(
+    raw: RawSample, row: dict, sample: Provenance, batch: Batch, profile: Profile
+) -> list[np.ndarray]:
     """Return the vision items of a sample out of the batch's patches, the first with its moved annotations."""
     draws, shown = settled_draws(raw, draws_of_row(row)), []
     left = [one for _, one in moved(_annotations(raw), draws.affine, flip=draws.flip)]
@@ -180,7 +186,8 @@ def _seen_pictures(raw: RawSample, row: dict, sample: Provenance, batch: Batch) 
         if pack == sample.pack and sample.start <= start < sample.start + sample.num_tokens:
             grid = tuple(batch.grid_thw[item].tolist())
             patches = batch.patches[ends[item] - int(np.prod(grid)) : ends[item]]
-            shown += [marked(frame, left if not shown else [], side=SIDE) for frame in pixels_of(patches, grid)]
+            frames = pixels_of(patches, grid, profile=profile)
+            shown += [marked(frame, left if not shown else [], side=SIDE) for frame in frames]
     return shown[:STRIP_FRAMES]
 
 

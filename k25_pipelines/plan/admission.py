@@ -32,7 +32,7 @@ def check_sources(recipe: Recipe, names: Sequence[str], tables: Mapping[str, Sou
 def usable(table: SourceTable) -> np.ndarray:
     """Return bool [lines]: which lines can be packed as far as quarantine and exclusions go."""
     fine = np.ones(table.num_lines, dtype=bool)
-    for left_out in (table.quarantined, getattr(table, "excluded", None)):
+    for left_out in (table.quarantined, table.excluded):
         if left_out is not None:
             fine &= ~left_out
     return fine

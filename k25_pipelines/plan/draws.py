@@ -259,8 +259,10 @@ def _inscribed(crop: dict[str, np.ndarray], unit: np.ndarray) -> dict[str, np.nd
 
 
 def _shrunk(side: np.ndarray, scale: np.ndarray, profile: Profile) -> np.ndarray:
-    """Return the sides scaled down, but not below one merged patch."""
-    return np.maximum(np.minimum(side, profile.patch * profile.merge), (side * scale).astype(np.int64))
+    """Return the sides scaled down, to whole tokens where the profile rounds, but not below one merged patch."""
+    token = profile.patch * profile.merge
+    scaled = (side * scale).astype(np.int64)
+    return np.maximum(np.minimum(side, token), scaled // token * token if profile.rounds else scaled)
 
 
 def _half(unit: np.ndarray, low: float, high: float) -> np.ndarray:

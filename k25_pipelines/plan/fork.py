@@ -154,7 +154,7 @@ def _is_excluded(lane: Lane, names: Sequence[str], tables: Mapping[str, SourceTa
     """Return which samples of the carry-over are excluded by now."""
     found = np.zeros(len(lane.carry), dtype=bool)
     for number, name in enumerate(names):
-        excluded = getattr(tables[name], "excluded", None)
+        excluded = tables[name].excluded
         if excluded is not None:
             mine = np.flatnonzero(lane.carry["source"] == number)
             found[mine] = excluded[lane.carry["line"][mine]]

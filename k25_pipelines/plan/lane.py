@@ -139,7 +139,9 @@ def change_recipe(lane: Lane, recipe: Recipe, names: Sequence[str], sources: Map
     lane.pending = Packs()
     blend = new_blend(recipe, names, sources)
     if int(lane.carry["tokens"].sum()) > 8 * longest_allowed(blend):
-        raise RecipeError(f"recipe {recipe.name}: debts of the carried samples exceed {LARGEST_DEBT}; take rounder weights")
+        raise RecipeError(
+            f"recipe {recipe.name}: debts of the carried samples exceed {LARGEST_DEBT}; take rounder weights"
+        )
     for source, tokens, vision in lane.carry[["source", "tokens", "vision"]].tolist():
         charge(blend, source, num_tokens=tokens, vision_tokens=vision)
     blend.totals[LONGEST] = max(blend.totals[LONGEST], lane.blend.totals[LONGEST])

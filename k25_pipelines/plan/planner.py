@@ -10,7 +10,7 @@ import pyarrow as pa
 from k25_pipelines.errors import PlanError, RecipeError
 from k25_pipelines.plan.admission import check_sources
 from k25_pipelines.plan.compact import compact, expanded
-from k25_pipelines.plan.lane import Lane, Refusals, Stream, change_recipe, new_blend, refill
+from k25_pipelines.plan.lane import Lane, Refusals, change_recipe, new_blend, refill
 from k25_pipelines.plan.recipe import MOST_LANES, Recipe, parse_recipe, recipe_at, recipe_dict, source_names
 from k25_pipelines.plan.rows import rows_table
 from k25_pipelines.plan.segment import (
@@ -22,7 +22,9 @@ from k25_pipelines.plan.segment import (
 )
 from k25_pipelines.plan.source import SourceTable, source_identity
 from k25_pipelines.plan.state import lane_from_state, lane_state
+from k25_pipelines.plan.stream import Stream
 from k25_pipelines.plan.summary import Totals, totals_after
+from k25_pipelines.plan.window import Packs
 
 PACKS_PER_SEGMENT = 16_384
 MOST_SEGMENT_STEPS = 1000
@@ -184,7 +186,7 @@ def next_segment(planner: Planner, num_steps: int) -> Segment:
     start, state = _start_here(planner)
     planner.refusals = Refusals()
     first_step, end_step = planner.step, planner.step + num_steps
-    packs: list[Any] = []
+    packs: list[Packs] = []
     sizes: list[int] = []
     for step in range(first_step, end_step):
         taken = _plan_step(planner, step)
@@ -245,13 +247,13 @@ def _start_here(planner: Planner) -> tuple[dict[str, Any], bytes]:
     return {**planner.start, **place}, state
 
 
-def _plan_step(planner: Planner, step: int) -> list[Any]:
+def _plan_step(planner: Planner, step: int) -> list[Packs]:
     """Return the packs of one step: the same number from each lane, in the order of the lanes."""
     recipe = recipe_at(planner.recipe, step)
     is_changed = step > planner.fork_step and any(change.from_step == step for change in planner.recipe.changes)
     num_lanes = len(planner.lanes)
     wanted = recipe.packs_per_step // num_lanes
-    packs: list[Any] = []
+    packs: list[Packs] = []
     for lane, streams in zip(planner.lanes, planner.streams, strict=True):
         if is_changed:
             change_recipe(lane, recipe, planner.names, planner.sources)
@@ -261,16 +263,7 @@ def _plan_step(planner: Planner, step: int) -> list[Any]:
                     f"recipe {recipe.name}: {lane.dry}, at step {step}; plan at most {step} steps, "
                     "raise max_epochs or add a source"
                 )
-        packs.extend(_taken(lane, wanted))
-    return packs
-
-
-def _taken(lane: Lane, wanted: int) -> list[Any]:
-    """Take the next packs out of a lane: as one `Packs`, which costs least, or as a list."""
-    if take := getattr(lane.pending, "take", None):
-        return [take(wanted)]
-    packs = lane.pending[:wanted]
-    del lane.pending[:wanted]
+        packs.append(lane.pending.take(wanted))
     return packs
 
 

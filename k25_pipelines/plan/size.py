@@ -26,6 +26,14 @@ class Profile:
     """Published scaling budget of an image; padding may pass it [tokens]."""
     max_frame_tokens: int
     """The same for a frame of a video [tokens]."""
+    rounds: bool = False
+    """Whether the resize goes to whole merged patches, so that nothing is padded, and enlarges what is too small."""
+    min_image_tokens: int = 1
+    """With `rounds`, the fewest tokens of a medium."""
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Of red, green, blue in [0, 1]: taken off before `deviation` divides."""
+    deviation: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """The same."""
 
 
 PROFILES = {
@@ -38,8 +46,26 @@ PROFILES = {
         max_side_patches=512,
         max_image_tokens=4096,
         max_frame_tokens=1024,
-    )
+    ),
+    "qwen2_vl": Profile(
+        name="qwen2_vl",
+        patch=14,
+        merge=2,
+        volume_frames=2,
+        sample_fps=2.0,
+        max_side_patches=2**15,
+        max_image_tokens=1280,
+        max_frame_tokens=768,
+        rounds=True,
+        min_image_tokens=4,
+        mean=(0.48145466, 0.4578275, 0.40821073),
+        deviation=(0.26862954, 0.26130258, 0.27577711),
+    ),
 }
+"""Sizes and levels of media, by family. Words and special tokens are those of `sample.chat` for all of them.
+
+Sources: the published processors of Kimi K2.5 and of Qwen2-VL (`smart_resize`, CLIP's mean and deviation).
+"""
 
 
 def profile(name: str) -> Profile:
@@ -52,7 +78,9 @@ def profile(name: str) -> Profile:
 def resized_size(
     width: np.ndarray | int, height: np.ndarray | int, max_tokens: np.ndarray | int, profile: Profile
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the content size after the published resize, before padding: it never upscales.
+    """Return the content size after the profile's resize, before padding.
+
+    Kimi K2.5's never enlarges; one that rounds goes to the nearest whole tokens within its limits.
 
     Args:
         width: as displayed, at least 1 [pixels].
@@ -64,9 +92,11 @@ def resized_size(
         (width, height) int64 of the arguments' broadcast shape, at least 1 [pixels].
 
     Source: the published Kimi K2.5 image processor: s = min(1, sqrt(limit / (W//p * H//p)), side limits),
-        sides cut to whole pixels.
+        sides cut to whole pixels. With `rounds`: `smart_resize` of the published Qwen2-VL processor.
     """
     width, height = np.asarray(width, dtype=np.int64), np.asarray(height, dtype=np.int64)
+    if profile.rounds:
+        return _rounded_size(width, height, np.asarray(max_tokens, dtype=np.int64), profile)
     longest = profile.max_side_patches * profile.patch
     limit = np.asarray(max_tokens, dtype=np.float64) * profile.merge**2
     patches = np.maximum(1, width // profile.patch) * np.maximum(1, height // profile.patch)
@@ -141,6 +171,26 @@ def vision_tokens(
     rows, columns = patch_grid(*resized_size(width, height, max_tokens, model), model)
     grid = int(num_volumes(frames, model)), int(rows), int(columns)
     return grid[0] * grid[1] * grid[2] // merge**2, grid
+
+
+def _rounded_size(
+    width: np.ndarray, height: np.ndarray, max_tokens: np.ndarray, profile: Profile
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the nearest whole tokens; above the budget the largest below it, under the least the smallest above."""
+    side = profile.patch * profile.merge
+    sides = np.maximum(width, 1), np.maximum(height, 1)
+    area = (sides[0] * sides[1]).astype(np.float64)
+    nearest = [np.maximum(1, np.rint(length / side).astype(np.int64)) for length in sides]
+    tokens = nearest[0] * nearest[1]
+    shrink = np.sqrt(area / (max_tokens * side**2))
+    enlarge = np.sqrt(profile.min_image_tokens * side**2 / area)
+    found = []
+    for length, whole in zip(sides, nearest, strict=True):
+        below = np.maximum(1, np.floor(length / shrink / side).astype(np.int64))
+        above = np.ceil(length * enlarge / side).astype(np.int64)
+        fits = np.where(tokens < profile.min_image_tokens, above, whole)
+        found.append(np.where(tokens > max_tokens, below, fits) * side)
+    return found[0], found[1]
 
 
 def _scaled(side: np.ndarray, scale: np.ndarray, longest: int) -> np.ndarray:

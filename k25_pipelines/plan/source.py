@@ -75,11 +75,7 @@ def source_order(table: SourceTable, recipe: Recipe, lanes: int) -> Order:
 
 def source_identity(table: SourceTable) -> dict[str, object]:
     """Return what a plan's header says of a source: the manifest, and digests of what else it was planned from."""
-    columns = {
-        name: getattr(table, name)
-        for name in _PLANNED_FROM
-        if getattr(table, name) is not None
-    }
+    columns = {name: getattr(table, name) for name in _PLANNED_FROM if getattr(table, name) is not None}
     return {
         "digest": table.digest,
         "num_lines": table.num_lines,

@@ -7,7 +7,15 @@ import numpy as np
 from numba import njit
 
 from k25_pipelines.errors import RecipeError
-from k25_pipelines.plan.blend import VISION_DEBT, Blend, book, furthest_behind, largest_error, longest_allowed, scheduled
+from k25_pipelines.plan.blend import (
+    VISION_DEBT,
+    Blend,
+    book,
+    furthest_behind,
+    largest_error,
+    longest_allowed,
+    scheduled,
+)
 from k25_pipelines.plan.recipe import Recipe
 from k25_pipelines.plan.shuffle import lane_samples
 from k25_pipelines.plan.source import SourceTable, sample_sizes, source_order
@@ -171,30 +179,30 @@ def _draw(
         place = cursors[source] - first[source]
         if place < 0 or place >= size[source]:
             return LOAD, source, worst
-        sample, state = samples[source, place], status[source, place]
-        if most_epochs[source] >= 0 and sample[_EPOCH] >= most_epochs[source]:
+        state, tokens = status[source, place], samples[source, place, _TOKENS]
+        if most_epochs[source] >= 0 and samples[source, place, _EPOCH] >= most_epochs[source]:
             return DROP, source, worst
         cursors[source] += 1
         if state != FINE:
             barren[source] += 1
             if state == REFUSED:
                 if refused[source] < MOST_NAMED:
-                    refused_lines[source, refused[source]] = sample[_LINE]
+                    refused_lines[source, refused[source]] = samples[source, place, _LINE]
                 refused[source] += 1
             if barren[source] > most_barren[source]:
                 return BARREN, source, worst
             if state != EXCLUDED:
                 continue
-        book(weights, multimodal, debts, totals, share, by_samples, source, sample[_TOKENS], sample[_VISION])
+        vision = samples[source, place, _VISION]
+        book(weights, multimodal, debts, totals, share, by_samples, source, tokens, vision)
         if not limits[_SETTLING]:
             worst = max(worst, largest_error(weights, multimodal, debts, totals, share))
         if state != FINE:
             continue
         barren[source] = 0
-        row = out[counts[_OUT]]
-        row[0] = source
+        out[counts[_OUT], 0] = source
         for field in range(places.size):
-            row[places[field]] = sample[field]
+            out[counts[_OUT], places[field]] = samples[source, place, field]
         counts[_OUT] += 1
-        counts[_ITEMS] += max(1, (sample[_TOKENS] + limits[_CAPACITY] - 1) // limits[_CAPACITY])
-        counts[_ALL_TOKENS] += sample[_TOKENS]
+        counts[_ITEMS] += max(1, (tokens + limits[_CAPACITY] - 1) // limits[_CAPACITY])
+        counts[_ALL_TOKENS] += tokens

@@ -109,7 +109,7 @@ def _cut(
         out = np.empty((sum(sizes), 3, profile.patch, profile.patch), dtype=np.float32)
     start = 0
     for item, size in zip(items, sizes, strict=True):
-        patches_into(item, out[start : start + size], patch=profile.patch, merge=profile.merge)
+        patches_into(item, out[start : start + size], patch=profile.patch, merge=profile.merge, profile=profile)
         start += size
     return out
 

@@ -1,7 +1,11 @@
 """Pixels to patches: uint8 pixels in, what the vision tower reads out."""
 
+import functools
+
 import numpy as np
 from numba import njit
+
+from k25_pipelines.plan.size import Profile
 
 PATCH = 14
 """Side of a patch [pixels]."""
@@ -37,7 +41,7 @@ def patches(
 
 
 def patches_into(
-    frames: np.ndarray, out: np.ndarray, *, patch: int = PATCH, merge: int = MERGE
+    frames: np.ndarray, out: np.ndarray, *, patch: int = PATCH, merge: int = MERGE, profile: Profile | None = None
 ) -> tuple[int, int, int]:
     """Write the patches of an image or of the frames of a volume where they are wanted: `patches` without a copy.
 
@@ -46,6 +50,7 @@ def patches_into(
         out: float32 [t * h * w, 3, patch, patch], C-contiguous; all of it is written.
         patch: side of a patch [pixels].
         merge: patches a side that become one token.
+        profile: whose mean and deviation normalise the levels; None: Kimi K2.5's.
 
     Returns:
         (t, h, w).
@@ -58,7 +63,12 @@ def patches_into(
     if out.shape != wanted or out.dtype != np.float32 or not out.flags.c_contiguous:
         raise ValueError(f"patches are float32 {list(wanted)}, contiguous, not {out.dtype} {list(out.shape)}")
     volume = np.ascontiguousarray(frames if frames.ndim == 4 else frames[None])
-    _cut(volume if volume.flags.writeable else volume.copy(), patch, grid[1], grid[2], out)
+    volume = volume if volume.flags.writeable else volume.copy()
+    levels = None if profile is None else _levels(profile.mean, profile.deviation)
+    if levels is None:
+        _cut(volume, patch, grid[1], grid[2], out)
+    else:
+        _cut_by_table(volume, patch, grid[1], grid[2], levels, out)
     return grid
 
 
@@ -69,13 +79,46 @@ def grid_of(frames: np.ndarray, *, patch: int = PATCH, merge: int = MERGE) -> tu
     return num_frames, -(-height // side) * merge, -(-width // side) * merge
 
 
-def pixels_of(patches: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
-    """Return uint8 [t, H, W, 3] of the patches of one vision item, padding included: what the model sees."""
+def pixels_of(patches: np.ndarray, grid: tuple[int, int, int], *, profile: Profile | None = None) -> np.ndarray:
+    """Return uint8 [t, H, W, 3] of the patches of one vision item, padding included: what the model sees.
+
+    Args:
+        patches: float32 [t * h * w, 3, patch, patch].
+        grid: (t, h, w).
+        profile: whose normalisation is undone; None: Kimi K2.5's.
+    """
+    mean, deviation = ((0.5,) * 3, (0.5,) * 3) if profile is None else (profile.mean, profile.deviation)
     num_frames, rows, columns = (int(length) for length in grid)
     patch = patches.shape[-1]
     frames = patches.reshape(num_frames, rows, columns, 3, patch, patch).transpose(0, 1, 4, 2, 5, 3)
-    levels = np.round((frames * np.float32(0.5) + np.float32(0.5)) * 255)
+    levels = np.round((frames * np.array(deviation, np.float32) + np.array(mean, np.float32)) * 255)
     return np.clip(levels, 0, 255).astype(np.uint8).reshape(num_frames, rows * patch, columns * patch, 3)
+
+
+@functools.cache
+def _levels(mean: tuple[float, ...], deviation: tuple[float, ...]) -> np.ndarray | None:
+    """Return float32 [3, 256], each colour's levels normalised, or None: mean and deviation 1/2, done by arithmetic."""
+    if mean == deviation == (0.5, 0.5, 0.5):
+        return None
+    levels = np.arange(256, dtype=np.float32) / np.float32(255)
+    table = (levels[None] - np.array(mean, np.float32)[:, None]) / np.array(deviation, np.float32)[:, None]
+    table.setflags(write=False)
+    return table
+
+
+@njit(cache=True, nogil=True)
+def _cut_by_table(frames, patch, rows, columns, levels, out):
+    """Write the patches of frames [t, H, W, 3] as `_cut` does, normalised by a table [3, 256]."""
+    num_frames, height, width, _ = frames.shape
+    for place in range(num_frames * rows * columns):
+        frame, rest = place // (rows * columns), place % (rows * columns)
+        top, left = rest // columns * patch, rest % columns * patch
+        for y in range(patch):
+            for x in range(patch):
+                inside = top + y < height and left + x < width
+                for band in range(3):
+                    level = frames[frame, top + y, left + x, band] if inside else 0
+                    out[place, band, y, x] = levels[band, level]
 
 
 @njit(cache=True, nogil=True)
