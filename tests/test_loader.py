@@ -15,7 +15,7 @@ from k25_pipelines.loader import PlanLoader, step_digest
 from k25_pipelines.plan.recipe import parse_recipe
 from k25_pipelines.planning import make_plan, open_plan
 from k25_pipelines.sample import token_cache
-from k25_pipelines.sample.batch import Buffers, pack_digest
+from k25_pipelines.sample.batch import pack_digest
 from k25_pipelines.sample.tokens import load_tokenizer
 from k25_pipelines.storage import memory
 from tests.sample.small_lake import PACK_TOKENS, hand_plan, new_lake, raw_objects
@@ -92,6 +92,14 @@ def test_digests_depend_neither_on_ranks_nor_on_threads(plan, lake, num_ranks, t
     ]
     assert sorted(found) == expected
     assert len({hexadecimal for _, _, hexadecimal in expected}) == len(expected) == 12
+
+
+@pytest.mark.parametrize("ranks_per_node", [2, 4])
+def test_ranks_that_share_a_machine_deal_its_packs_out_by_cost_and_no_digest_changes(plan, lake, ranks_per_node):
+    nodes = {"num_ranks": 4, "ranks_per_node": ranks_per_node, "threads": 2}
+    found = [digests(plan, lake, range(3), rank=rank, **nodes) for rank in range(4)]
+    assert sorted(line for part in found for line in part) == digests(plan, lake, range(3), threads=1)
+    assert all(part == sorted(part) for part in found)
 
 
 def test_a_rank_without_packs_gets_an_empty_batch_of_the_same_types(plan, lake):
@@ -294,34 +302,6 @@ def test_a_sample_taken_down_after_it_was_planned_is_masked_and_its_place_stays(
         healthy = [(w.dataset, w.line, w.masked, w.num_tokens) for batch in loader for w in batch.provenance]
     assert found == [(d, n, "withheld" if (d, n) == ("wiki", 3) else m, t) for d, n, m, t in healthy]
     assert [masked for _, _, masked, _ in found].count("withheld") == 2
-
-
-def test_a_batch_that_is_kept_stays_as_it_was_while_the_memory_of_others_is_used_again(plan, lake):
-    with PlanLoader(plan, lake, threads=2, ahead_bytes=2**24) as loader:
-        kept = [batch for batch in (loader.batch(step) for step in range(plan.num_steps)) if len(batch.patches)]
-        expected = [patches.tobytes() for patches in (batch.patches for batch in kept)]
-        views = [batch.patches[1:] for batch in kept]
-        del kept
-        again = [loader.batch(step).patches.tobytes() for step in range(plan.num_steps)]
-    assert [patches for patches in again if patches] == expected
-    assert [view.tobytes() for view in views] == [patches[patches_bytes() :] for patches in expected]
-
-
-def patches_bytes() -> int:
-    return 3 * 14 * 14 * 4
-
-
-def test_memory_of_batches_is_used_again_only_when_nobody_holds_an_array_in_it():
-    buffers = Buffers()
-    first = buffers.take((10, 3, 14, 14))
-    place, held = first.ctypes.data, first[2:4]
-    assert buffers.take((9, 3, 14, 14)).ctypes.data != place
-    del first
-    assert buffers.take((9, 3, 14, 14)).ctypes.data != place
-    del held
-    assert place in {buffers.take((10, 3, 14, 14)).ctypes.data for _ in range(1)} | {
-        buffers.take((9, 3, 14, 14)).ctypes.data
-    }
 
 
 def test_digests_are_hashed_once_a_batch_and_only_when_asked_for(plan, lake, monkeypatch):

@@ -14,7 +14,10 @@ from k25_pipelines.errors import K25Error
 
 
 def add_commands(commands) -> None:
-    """Add them to the parser."""
+    """Add `batch`, and `doctor` beside it, to the parser."""
+    from k25_pipelines.commands import doctor
+
+    doctor.add_commands(commands)
     batch = command(
         commands,
         "batch",

@@ -38,7 +38,9 @@ REMEDIES = {
 
 
 def add_commands(commands) -> None:
-    """Add it to the parser."""
+    """Add it to the parser, once."""
+    if "doctor" in commands.choices:
+        return
     doctor = command(
         commands,
         "doctor",

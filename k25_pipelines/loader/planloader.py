@@ -15,11 +15,11 @@ from k25_pipelines.loader.prefetch import Chunk, Prefetcher, Reader
 from k25_pipelines.loader.rows import plain_column, row_dicts, tasks_of
 from k25_pipelines.loader.samples import Loaded, SampleLoader
 from k25_pipelines.loader.timing import StageClock
-from k25_pipelines.plan import balance
+from k25_pipelines.plan.balance import contiguous_packs, pack_costs, rank_packs
 from k25_pipelines.plan.recipe import bad_sample_budgets
 from k25_pipelines.plan.size import profile as profile_named
 from k25_pipelines.planning import Plan, open_plan, tombstones
-from k25_pipelines.sample.batch import Batch, Buffers, PlacedSample, Provenance, assembled
+from k25_pipelines.sample.batch import Batch, PlacedSample, Provenance, assembled
 from k25_pipelines.sample.example import Example
 from k25_pipelines.sample.journal import Journal
 from k25_pipelines.sample.token_cache import open_token_cache
@@ -27,9 +27,7 @@ from k25_pipelines.sample.tokens import load_tokenizer
 from k25_pipelines.storage.cache import DISK_BYTES, RAM_BYTES, ChunkCache
 from k25_pipelines.storage.store import Store
 
-contiguous_packs = getattr(balance, "contiguous_packs", balance.rank_packs)  # SHIM
-
-STEPS_AHEAD = 4
+STEPS_AHEAD = 2
 """Steps that are decoded while one is trained on, at most."""
 AHEAD_BYTES = 512 * 2**20
 """Arrays of the steps that are decoded ahead, at most [bytes]."""
@@ -133,7 +131,6 @@ class PlanLoader:
             pack_tokens=self._pack_tokens,
             reason=self._known_reason,
         )
-        self._buffers = Buffers()
         self._ahead_bytes = ahead_bytes
         self._pending: dict[int, _StepWork] = {}
         self._newest: tuple[int, list[int], Batch] | None = None
@@ -224,7 +221,6 @@ class PlanLoader:
         if self._clock is not None:
             self._clock.close()
         self._pending.clear()
-        self._buffers = Buffers()
 
     def __enter__(self) -> Self:
         """Return the loader."""
@@ -251,7 +247,7 @@ class PlanLoader:
         if self.ranks_per_node == 1:
             own = np.array(contiguous_packs(int(pack[-1]) + 1, self.rank, self.num_ranks), dtype=np.int64)
         else:
-            own = balance.rank_packs(balance.pack_costs(rows), self.rank, self.num_ranks, self.ranks_per_node)
+            own = rank_packs(pack_costs(rows), self.rank, self.num_ranks, self.ranks_per_node)
         return own.tolist(), np.flatnonzero(np.isin(pack, own))
 
     def _chunks(self, step: int) -> list[Chunk]:
@@ -283,7 +279,7 @@ class PlanLoader:
             return
         if is_first:
             self._reader.read_early((row["dataset"], row["line"]) for row in rows)
-        patches, tasks = self._buffers.take(shape), []
+        patches, tasks = np.empty(shape, dtype=np.float32), []
         for task in tasks_of(rows):
             slices = [patches[ends[place] : ends[place + 1]] for place in task]
             tasks.append(self._decoders.submit(self._samples.load_all, rows[task.start : task.stop], slices))

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 TOKEN_COST, PAIR_COST, PATCH_COST = 64_000, 1, 800
-"""Millions of operations of the model at scale (32 billion active parameters, a vision tower of 0.4 billion): of a token,
-of a pair of tokens that see each other, of a patch. Balance needs only their ratios."""
+"""Millions of operations of the model at scale (32 billion active parameters, a vision tower of 0.4 billion): of a
+token, of a pair of tokens that see each other, of a patch. Balance needs only their ratios."""
 
 
 def contiguous_packs(num_packs: int, rank: int, num_ranks: int) -> range:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from math import gcd
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -186,7 +187,7 @@ def sample_order(blend: Blend) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True)
-def scheduled(order: np.ndarray, totals: np.ndarray) -> int:
+def scheduled(order: np.ndarray, totals: np.ndarray) -> Any:
     """Return the source of the next sample by the order, or -1."""
     return order[totals[TURN] % order.size] if order.size else -1
 

@@ -9,6 +9,8 @@ evenly as the blend drew them, carried samples leave first, and a window of 1,02
 no worse than by best fit decreasing, a narrow one better.
 """
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
@@ -76,10 +78,10 @@ def _fill(
 @njit(cache=True, nogil=True)
 def _fits(needs: np.ndarray, used: np.ndarray, most: np.ndarray) -> bool:
     """Whether a pack has room for what a sample needs besides tokens."""
+    fits = True
     for k in range(most.size):
-        if used[k] + needs[k] > most[k]:
-            return False
-    return True
+        fits = fits and used[k] + needs[k] <= most[k]
+    return fits
 
 
 @njit(cache=True, nogil=True)
@@ -103,7 +105,7 @@ def _take(
 
 
 @njit(cache=True, nogil=True)
-def _find(links: np.ndarray, place: int) -> int:
+def _find(links: np.ndarray, place: Any) -> Any:
     """Return where links lead from a place, and shorten the way."""
     end = place
     while links[end] != end:

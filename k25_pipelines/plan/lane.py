@@ -23,8 +23,8 @@ from k25_pipelines.plan.recipe import Recipe
 from k25_pipelines.plan.source import SourceTable
 from k25_pipelines.plan.stream import (
     BARREN,
-    DRY,
     DROP,
+    DRY,
     FULL,
     LOAD,
     MOST_NAMED,
@@ -93,8 +93,8 @@ def new_blend(recipe: Recipe, names: Sequence[str], sources: Mapping[str, Source
     )
     if recipe.pack_tokens * max(recipe.pack_window, 2 * recipe.packs_per_step) > longest_allowed(blend):
         raise RecipeError(
-            f"recipe {recipe.name}: debts of a window of {recipe.pack_window} samples of {recipe.pack_tokens} tokens do "
-            "not fit 64 bits with these weights and this share; take rounder weights, or a smaller pack_window"
+            f"recipe {recipe.name}: debts of a window of {recipe.pack_window} samples of {recipe.pack_tokens} tokens "
+            "do not fit 64 bits with these weights and this share; take rounder weights, or a smaller pack_window"
         )
     return blend
 

@@ -1,6 +1,7 @@
 """Lengths -> packs, by best fit decreasing."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -86,7 +87,7 @@ def _best_fit(lengths: np.ndarray, order: np.ndarray, capacity: int) -> tuple[np
 
 
 @njit(cache=True, nogil=True)
-def _at_least(bitmap: np.ndarray, start: np.ndarray, space: int) -> int:
+def _at_least(bitmap: np.ndarray, start: np.ndarray, space: Any) -> int:
     """Return the smallest space on record that is at least so much, or -1."""
     for level in range(5):
         place = start[level] + (space >> 6)
@@ -103,7 +104,7 @@ def _at_least(bitmap: np.ndarray, start: np.ndarray, space: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _trailing_zeros(word: np.uint64) -> int:
+def _trailing_zeros(word: Any) -> Any:
     """Return the place of the lowest bit that is set: the number of bits below it."""
     below = (word & (~word + _ONE)) - _ONE
     below = below - ((below >> _ONE) & np.uint64(0x5555555555555555))
@@ -113,14 +114,14 @@ def _trailing_zeros(word: np.uint64) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _set(bitmap: np.ndarray, start: np.ndarray, space: int) -> None:
+def _set(bitmap: np.ndarray, start: np.ndarray, space: Any) -> None:
     for level in range(5):
         bitmap[start[level] + (space >> 6)] |= _ONE << (np.uint64(space) & _LOW)
         space >>= 6
 
 
 @njit(cache=True, nogil=True)
-def _clear(bitmap: np.ndarray, start: np.ndarray, space: int) -> None:
+def _clear(bitmap: np.ndarray, start: np.ndarray, space: Any) -> None:
     for level in range(5):
         place = start[level] + (space >> 6)
         bitmap[place] &= ~(_ONE << (np.uint64(space) & _LOW))
@@ -130,7 +131,7 @@ def _clear(bitmap: np.ndarray, start: np.ndarray, space: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _linked(first: int, second: int, child: np.ndarray, sibling: np.ndarray) -> int:
+def _linked(first: Any, second: Any, child: np.ndarray, sibling: np.ndarray) -> Any:
     """Return the root of two heaps: the pack opened first; the other becomes its child."""
     root, other = min(first, second), max(first, second)
     sibling[other] = child[root]
@@ -139,7 +140,7 @@ def _linked(first: int, second: int, child: np.ndarray, sibling: np.ndarray) -> 
 
 
 @njit(cache=True, nogil=True)
-def _merged_children(root: int, child: np.ndarray, sibling: np.ndarray) -> int:
+def _merged_children(root: int, child: np.ndarray, sibling: np.ndarray) -> Any:
     """Return the heap that is left when a root goes, or -1: its children linked in pairs, then from the last on."""
     pairs, one = -1, child[root]
     child[root] = -1

@@ -11,7 +11,7 @@ from k25_pipelines.plan.window import ITEM, ITEM_FIELDS, Packs, as_table
 
 
 def lane_state(lane: Lane, names: Sequence[str]) -> dict[str, Any]:
-    """Return the state: sources by name; carry-over and pending samples as int64 [n, ITEM_FIELDS], packs by their ends."""
+    """Return the state: sources by name; samples as int64 [n, ITEM_FIELDS], pending packs by their ends."""
     blend = lane.blend
     live = np.flatnonzero(blend.weights).tolist()
     return {

@@ -102,8 +102,8 @@ def load_block(
     longest = int(sizes["num_tokens"].max())
     if longest > longest_allowed(blend):
         raise RecipeError(
-            f"recipe {recipe.name}: a sample of {table.name} has {longest} tokens, above the {longest_allowed(blend)} that "
-            "debts can hold exactly with these weights; take rounder weights, or split it"
+            f"recipe {recipe.name}: a sample of {table.name} has {longest} tokens, above the {longest_allowed(blend)} "
+            "that debts can hold exactly with these weights; take rounder weights, or split it"
         )
     samples = blocks.samples[number, :size]
     columns = (line, epoch, *(sizes[name] for name in ("num_tokens", "vision_tokens", "patches", "media")))
@@ -153,8 +153,8 @@ def draw_until_stopped(
 
 @njit(cache=True, nogil=True)
 def _draw(
-    weights, multimodal, debts, totals, share, by_samples, worst, order, cursors, most_epochs, limits, counts, out, places,
-    samples, status, first, size, barren, most_barren, refused, refused_lines,
+    weights, multimodal, debts, totals, share, by_samples, worst, order, cursors, most_epochs, limits, counts, out,
+    places, samples, status, first, size, barren, most_barren, refused, refused_lines,
 ):  # fmt: skip
     """Draw in the order of the blend; arguments as of `draw_until_stopped`."""
     while True:

@@ -1,6 +1,7 @@
 """Rows of a plan and the sizes of chunks -> what nodes and caches would fetch; by arithmetic, without any I/O."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,9 @@ def chunk_uses(rows: pa.Table, chunk_lines: Mapping[str, int]) -> dict[str, np.n
     Returns:
         int64 columns `step`, `pack` and `chunk`: numbered from 0 over all datasets, as they sort.
     """
-    names = rows["dataset"].combine_chunks().dictionary_decode() if _is_coded(rows) else rows["dataset"].combine_chunks()
+    names = (
+        rows["dataset"].combine_chunks().dictionary_decode() if _is_coded(rows) else rows["dataset"].combine_chunks()
+    )
     known = sorted(chunk_lines)
     code = np.searchsorted(known, names.to_numpy(zero_copy_only=False).astype(str))
     chunk = rows["line"].to_numpy() // np.array([chunk_lines[name] for name in known])[code]
@@ -78,7 +81,7 @@ def fetched_bytes(
 
 
 @njit(cache=True, nogil=True)
-def _fetched(chunk: np.ndarray, num_bytes: np.ndarray, following: np.ndarray, capacity: int, next_use: bool) -> int:
+def _fetched(chunk: np.ndarray, num_bytes: np.ndarray, following: np.ndarray, capacity: int, next_use: bool) -> Any:
     """Return the bytes fetched; `rank` of a chunk in the cache says when it goes: the largest first; -1: not there."""
     rank = np.full(num_bytes.size, -1, dtype=np.int64)
     used, fetched = 0, 0

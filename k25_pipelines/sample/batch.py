@@ -4,7 +4,6 @@ Shapes: B packs on this rank, T tokens in a pack, P patches and M vision items o
 """
 
 import hashlib
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -76,37 +75,6 @@ class PlacedSample:
     provenance: Provenance
     example: Example | None
     """At most `provenance.num_tokens` long; None where the span is masked."""
-
-
-class Buffers:
-    """Memory for the patches of batches, used again when nobody holds an array in it: new memory costs its zeroing.
-
-    An array or tensor that was made from a batch's patches keeps their memory for itself as long as it lives.
-    """
-
-    def __init__(self) -> None:
-        """Begin with none."""
-        self._kept: list[np.ndarray] = []
-
-    def take(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Return float32 memory of a shape, holding anything; one thread may ask at a time."""
-        size = int(np.prod(shape))
-        free = [place for place in range(len(self._kept)) if _references(self._kept, place) == _UNUSED]
-        fitting = [place for place in free if size <= self._kept[place].size <= 4 * size]
-        if not fitting:
-            if len(free) > 1:  # they were for batches of other sizes
-                self._kept = [buffer for place, buffer in enumerate(self._kept) if place not in free]
-            fitting = [len(self._kept)]
-            self._kept.append(np.empty(size + size // 8, dtype=np.float32))
-        return self._kept[fitting[0]][:size].reshape(shape)
-
-
-def _references(arrays: list[np.ndarray], place: int) -> int:
-    return sys.getrefcount(arrays[place])
-
-
-_UNUSED = _references([np.zeros(0)], 0)
-"""References to an array that nothing but a list holds."""
 
 
 def assembled(

@@ -28,7 +28,9 @@ def test_ranks_take_all_packs_in_contiguous_runs_of_nearly_one_length(packs, ran
     assert max(map(len, runs)) - min(map(len, runs)) <= 1
 
 
-@given(costs=st.lists(st.integers(0, 10**12), min_size=1, max_size=60), ranks=st.integers(1, 20), node=st.integers(1, 9))
+@given(
+    costs=st.lists(st.integers(0, 10**12), min_size=1, max_size=60), ranks=st.integers(1, 20), node=st.integers(1, 9)
+)
 def test_all_ranks_together_take_each_pack_once_and_nodes_take_contiguous_runs(costs, ranks, node):
     costs = np.array(costs)
     taken = [rank_packs(costs, rank, ranks, node) for rank in range(ranks)]

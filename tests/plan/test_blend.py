@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from k25_pipelines.plan.blend import LONGEST, blend_of, charge, drop, error_tokens, next_source, source_counts
 
+
 def longest_sample(blend):
     return int(blend.totals[LONGEST])
 

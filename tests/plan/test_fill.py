@@ -52,7 +52,10 @@ def test_packs_hold_every_sample_once_and_their_room_and_are_filled_as_the_plain
     room, rooms = plainly_filled(lengths, 300)
     assert (np.bincount(packs, weights=lengths, minlength=num_packs) <= 300).all()
     assert set(packs.tolist()) == set(range(num_packs))
-    sums = [sorted(np.bincount(of, weights=lengths, minlength=num).tolist()) for of, num in ((packs, num_packs), (room, rooms))]
+    sums = [
+        sorted(np.bincount(of, weights=lengths, minlength=num).tolist())
+        for of, num in ((packs, num_packs), (room, rooms))
+    ]
     assert sums[0] == sums[1]
 
 

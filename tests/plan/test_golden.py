@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from k25_pipelines.keys import digest, random_bits, random_key
+from k25_pipelines.plan.balance import rank_packs
 from k25_pipelines.plan.blend import source_order
 from k25_pipelines.plan.draws import AUGMENTATIONS, DrawRule, draw
+from k25_pipelines.plan.fill import fill
 from k25_pipelines.plan.pack import pack
 from k25_pipelines.plan.permutation import permute
 from k25_pipelines.plan.planner import plan_segments
@@ -34,7 +36,7 @@ def large_permutation():
 
 
 def permutation_digests():
-    return {str(n): digest(permute(np.arange(n), n, 5)) for n in (65_535, 65_536, 100_003)}
+    return {str(n): digest(permute(np.arange(n), n, 5)) for n in (65_535, 65_536, 65_537, 100_003, 262_145)}
 
 
 def shuffle():
@@ -58,6 +60,17 @@ def packs():
     return [digest(pack(lengths, 4096)[0]), pack(lengths[:12], 4096)[0].tolist()]
 
 
+def filled():
+    lengths = skewed("golden", 1000, 1, 2500)
+    needs, most = np.empty((1000, 0), dtype=np.int64), np.empty(0, dtype=np.int64)
+    return [digest(fill(lengths, 4096, needs, most)[0]), fill(lengths[:12], 4096, needs[:12], most)[0].tolist()]
+
+
+def ranks():
+    costs = skewed("golden costs", 32, 100, 10_000)
+    return [rank_packs(costs, rank, 4, 4).tolist() for rank in range(4)]
+
+
 def small_plan():
     segments = list(plan_segments(tables(), recipe(), segment_steps=10, tokenizer="a tokenizer"))
     return [plan_id(segments[0].header), *(segment.digest for segment in segments)]
@@ -70,7 +83,7 @@ def changed_plan():
 
 
 CASES = [
-    keys, small_permutation, large_permutation, permutation_digests, shuffle, blend, draws, packs, small_plan,
+    keys, small_permutation, large_permutation, permutation_digests, shuffle, blend, draws, packs, filled, ranks, small_plan,
     changed_plan,
 ]  # fmt: skip
 

@@ -76,10 +76,17 @@ def in_lane(lane):
 CASES = {
     "one group": {"vision_share": None},
     "a share": {"vision_share": 0.1},
-    "maximum epochs": {"vision_share": None, "sources": {"captions": {"weight": 1}, "code": {"weight": 4, "max_epochs": 1}}},
+    "maximum epochs": {
+        "vision_share": None,
+        "sources": {"captions": {"weight": 1}, "code": {"weight": 4, "max_epochs": 1}},
+    },
     "uneven weights": {
         "vision_share": 0.25,
-        "sources": {"captions": {"weight": 7, "augment": ["resize", "crop"]}, "code": {"weight": 1}, "wiki": {"weight": 997}},
+        "sources": {
+            "captions": {"weight": 7, "augment": ["resize", "crop"]},
+            "code": {"weight": 1},
+            "wiki": {"weight": 997},
+        },
     },
 }
 
@@ -140,7 +147,7 @@ def test_excluded_lines_are_drawn_and_charged_but_never_packed():
 
 def test_a_source_of_excluded_lines_alone_is_refused_by_name():
     given = [tables()[0], replace(tables()[1], excluded=np.ones(3000, dtype=bool)), tables()[2]]
-    with pytest.raises(RecipeError, match="no sample of wiki can be packed|wiki has no readable sample"):
+    with pytest.raises(RecipeError, match=r"no sample of wiki can be packed|wiki has no readable sample"):
         list(plan_segments(given, recipe()))
 
 
@@ -151,7 +158,13 @@ def test_samples_of_several_media_bring_all_of_them_at_full_frame():
     made = recipe(sources={"albums": {"weight": 1, "augment": ["resize", "crop", "flip", "colour"]}}, vision_share=None)
     line = np.arange(num)
     sizes = sample_sizes(table, made.sources["albums"], made, line, line * 0)
-    alone = sample_sizes(replace(table, more_media=None, more_tokens=None, more_patches=None), made.sources["albums"], made, line, line * 0)
+    alone = sample_sizes(
+        replace(table, more_media=None, more_tokens=None, more_patches=None),
+        made.sources["albums"],
+        made,
+        line,
+        line * 0,
+    )
     single = more == 0
     assert all(np.array_equal(sizes[name][single], alone[name][single]) for name in sizes)
     for number in np.flatnonzero(~single).tolist():

@@ -4,7 +4,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from k25_pipelines.plan.pack import LARGEST_TABLE, pack
-
 from tests.plan.tables import skewed
 
 
