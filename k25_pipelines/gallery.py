@@ -175,9 +175,7 @@ def _seen_card(
     return f"<div class=card><div class=pair>{figures}</div><p>{words}</p><p class=faint>{name}</p></div>"
 
 
-def _seen_pictures(
-    raw: RawSample, row: dict, sample: Provenance, batch: Batch, profile: Profile
-) -> list[np.ndarray]:
+def _seen_pictures(raw: RawSample, row: dict, sample: Provenance, batch: Batch, profile: Profile) -> list[np.ndarray]:
     """Return the vision items of a sample out of the batch's patches, the first with its moved annotations."""
     draws, shown = settled_draws(raw, draws_of_row(row)), []
     left = [one for _, one in moved(_annotations(raw), draws.affine, flip=draws.flip)]

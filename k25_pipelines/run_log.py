@@ -100,6 +100,7 @@ def sample_digests(batch: Batch) -> list[str]:
     tokens = batch.input_ids.shape[1]
     row_of = {pack: row for row, pack in enumerate(sorted({place.pack for place in batch.provenance}))}
     patches = np.concatenate([[0], np.cumsum(batch.grid_thw.prod(axis=1))])
+    levels = batch.normalised_patches
     media = batch.media_slots[:, 0] * tokens + batch.media_slots[:, 1]
     digests = []
     for place in batch.provenance:
@@ -112,7 +113,7 @@ def sample_digests(batch: Batch) -> list[str]:
         for array in (
             batch.input_ids[row, columns],
             batch.labels[row, columns],
-            batch.patches[patches[first] : patches[last]],
+            levels[patches[first] : patches[last]],
             batch.grid_thw[first:last],
             batch.media_slots[first:last, 1:] - np.array([place.start, 0]),
         ):

@@ -51,7 +51,7 @@ class _StepWork:
     packs: list[int]
     rows: list[dict]
     patches: np.ndarray
-    """float32 [P, 3, patch, patch]: what is decoded goes straight to its place in the batch."""
+    """[P, 3, patch, patch]: what is decoded goes straight to its place in the batch."""
     num_bytes: int
     tasks: list[Future[list[Loaded]]]
     """The samples of the rows, in order, some to a task."""
@@ -81,6 +81,7 @@ class PlanLoader:
         max_bad_samples: Mapping[str, int] | int | None = None,
         withheld: Collection[tuple[str, int]] | None = None,
         cached_tokens: bool = False,
+        normalised: bool = True,
         timed: bool = False,
     ) -> None:
         """Open a plan.
@@ -101,6 +102,8 @@ class PlanLoader:
                 recipe says, else 16 or one line in a hundred, whichever is more.
             withheld: dataset and line of samples taken down since they were planned; None looks them up in the lake.
             cached_tokens: read the token ids of texts from the lake where they are kept; the same batches.
+            normalised: False leaves patches as uint8 levels, a quarter of the bytes to keep and to move, for
+                `sample.patches.normalised` or the accelerator; digests are those of the normalised ones.
             timed: count where the time goes, for `timings`.
         """
         self.plan = open_plan(store, plan) if isinstance(plan, str) else plan
@@ -131,7 +134,7 @@ class PlanLoader:
             pack_tokens=self._pack_tokens,
             reason=self._known_reason,
         )
-        self._ahead_bytes = ahead_bytes
+        self._ahead_bytes, self._pixels = ahead_bytes, np.dtype(np.float32 if normalised else np.uint8)
         self._pending: dict[int, _StepWork] = {}
         self._newest: tuple[int, list[int], Batch] | None = None
         self._next_step, self._expected, self._is_closed = 0, -1, False
@@ -274,12 +277,12 @@ class PlanLoader:
         rows = row_dicts(self.plan.rows(step), places)
         ends = np.cumsum([0, *(row["patches"] for row in rows)]).tolist()
         shape = (ends[-1], 3, self._profile.patch, self._profile.patch)
-        num_bytes = 4 * int(np.prod(shape)) + TOKEN_BYTES * len(packs) * self._pack_tokens(step)
+        num_bytes = self._pixels.itemsize * int(np.prod(shape)) + TOKEN_BYTES * len(packs) * self._pack_tokens(step)
         if room is not None and num_bytes > room:
             return
         if is_first:
             self._reader.read_early((row["dataset"], row["line"]) for row in rows)
-        patches, tasks = np.empty(shape, dtype=np.float32), []
+        patches, tasks = np.empty(shape, dtype=self._pixels), []
         for task in tasks_of(rows):
             slices = [patches[ends[place] : ends[place + 1]] for place in task]
             tasks.append(self._decoders.submit(self._samples.load_all, rows[task.start : task.stop], slices))
@@ -307,7 +310,14 @@ class PlanLoader:
             samples.append(_placed(row, key, made, start=column, masked=masked))
             column, pack = column + row["num_tokens"], row["pack"]
         pack_tokens = self._pack_tokens(step)
-        return assembled(samples, work.packs, pack_tokens=pack_tokens, pad=self._pad, patches=work.patches)
+        return assembled(
+            samples,
+            work.packs,
+            pack_tokens=pack_tokens,
+            pad=self._pad,
+            patches=work.patches,
+            profile=self._profile.name,
+        )
 
     def _pack_tokens(self, step: int) -> int:
         """Return T of a step; a fork may change it."""

@@ -19,7 +19,8 @@ def chunk_uses(rows: pa.Table, chunk_lines: Mapping[str, int]) -> dict[str, np.n
         chunk_lines: lines of a chunk of each dataset.
 
     Returns:
-        int64 columns `step`, `pack` and `chunk`: numbered from 0 over all datasets, as they sort.
+        int64 columns `step`, `pack`, `chunk` (numbered from 0 over all datasets, as they sort) and
+        `visit` (the same of chunk and epoch together).
     """
     names = (
         rows["dataset"].combine_chunks().dictionary_decode() if _is_coded(rows) else rows["dataset"].combine_chunks()
@@ -28,15 +29,17 @@ def chunk_uses(rows: pa.Table, chunk_lines: Mapping[str, int]) -> dict[str, np.n
     code = np.searchsorted(known, names.to_numpy(zero_copy_only=False).astype(str))
     chunk = rows["line"].to_numpy() // np.array([chunk_lines[name] for name in known])[code]
     _, chunk = np.unique(code * (1 << 40) + chunk, return_inverse=True)
-    uses = np.stack([rows["step"].to_numpy(), rows["pack"].to_numpy(), chunk], axis=1)
-    step, pack, chunk = np.unique(uses, axis=0).T
-    return {"step": step, "pack": pack, "chunk": chunk}
+    epoch = rows["epoch"].to_numpy().astype(np.int64)
+    _, visit = np.unique(epoch * (int(chunk.max()) + 1) + chunk, return_inverse=True)
+    uses = np.stack([rows["step"].to_numpy(), rows["pack"].to_numpy(), chunk, visit], axis=1)
+    step, pack, chunk, visit = np.unique(uses, axis=0).T
+    return {"step": step, "pack": pack, "chunk": chunk, "visit": visit}
 
 
 def node_bytes_ratio(
     uses: Mapping[str, np.ndarray], num_bytes: np.ndarray | int = 1, *, num_nodes: int, free: bool = False
 ) -> float:
-    """Return the bytes that all nodes together fetch, over those that one node would: each chunk once a node.
+    """Return the bytes that all nodes together fetch, over those that one node would: each chunk once a node and epoch.
 
     Args:
         uses: of `chunk_uses`.
@@ -44,7 +47,7 @@ def node_bytes_ratio(
         num_nodes: nodes, which take contiguous runs of a step's packs.
         free: deal each step's packs to the nodes in a keyed order instead, as if there were no lanes.
     """
-    step, pack, chunk = (np.asarray(uses[name]) for name in ("step", "pack", "chunk"))
+    step, pack, chunk, visit = (np.asarray(uses[name]) for name in ("step", "pack", "chunk", "visit"))
     size = np.broadcast_to(np.asarray(num_bytes, dtype=np.int64), (int(chunk.max()) + 1,))
     packs = int(pack.max()) + 1
     if free:
@@ -56,13 +59,12 @@ def node_bytes_ratio(
             run = contiguous_packs(packs, number, num_nodes)
             node_of_pack[run.start : run.stop] = number
         node = node_of_pack[pack]
-    fetched = np.unique(node * (int(chunk.max()) + 1) + chunk) % (int(chunk.max()) + 1)
-    return float(size[fetched].sum() / size[np.unique(chunk)].sum())
+    _, by_nodes = np.unique(node * (int(visit.max()) + 1) + visit, return_index=True)
+    _, by_one = np.unique(visit, return_index=True)
+    return float(size[chunk[by_nodes]].sum() / size[chunk[by_one]].sum())
 
 
-def fetched_bytes(
-    chunk: np.ndarray, num_bytes: np.ndarray, capacity: int, *, next_use: bool
-) -> int:  # uses in order, bytes of each chunk
+def fetched_bytes(chunk: np.ndarray, num_bytes: np.ndarray, capacity: int, *, next_use: bool) -> int:
     """Return the bytes fetched for uses of chunks in order by a cache of so many bytes.
 
     Args:

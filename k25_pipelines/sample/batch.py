@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from k25_pipelines.keys import canonical_bytes
+from k25_pipelines.plan.size import profile as profile_named
 from k25_pipelines.sample.example import Example
 from k25_pipelines.sample.mask import IGNORED, labels_of
-from k25_pipelines.sample.patches import PATCH
+from k25_pipelines.sample.patches import PATCH, normalised
 
 DIGEST_FIELDS = ("input_ids", "labels", "position_ids", "cu_seqlens", "patches", "grid_thw", "media_slots")
 
@@ -51,14 +52,22 @@ class Batch:
     cu_seqlens: np.ndarray
     """int32 [samples + 1] where samples begin among the B * T places; a pack's padding is one of its own."""
     patches: np.ndarray
-    """float32 [P, 3, 14, 14] pixels in [-1, 1], vision items in the order of the packs."""
+    """float32 [P, 3, 14, 14] pixels in [-1, 1], vision items in the order of the packs; or uint8 levels of them."""
     grid_thw: np.ndarray
     """int64 [M, 3] frames, rows and columns of patches of each vision item."""
     media_slots: np.ndarray
     """int64 [M, 3] pack of this batch, first column and number of tokens of each vision item."""
     provenance: list[Provenance]
     """A line a sample, in the order of the packs."""
+    profile: str = "kimi_k25"
+    """Whose mean and deviation normalise levels."""
     _digests: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    @property
+    def normalised_patches(self) -> np.ndarray:
+        """The patches as float32, whatever they are kept as."""
+        is_levels = self.patches.dtype == np.uint8
+        return normalised(self.patches, profile=profile_named(self.profile)) if is_levels else self.patches
 
     @property
     def digests(self) -> list[str]:
@@ -84,6 +93,7 @@ def assembled(
     pack_tokens: int,
     pad: int,
     patches: np.ndarray | None = None,
+    profile: str = "kimi_k25",
 ) -> Batch:
     """Return the batch of some packs.
 
@@ -97,6 +107,7 @@ def assembled(
         pad: id of the padding token.
         patches: the buffer in whose consecutive slices the samples' patches stand, as planned; it becomes the
             batch's where none is masked. None: they are put together here.
+        profile: whose patches they are.
     """
     shape = len(packs), pack_tokens
     row_of = {pack: row for row, pack in enumerate(packs)}
@@ -126,6 +137,7 @@ def assembled(
         grid_thw=np.concatenate([np.zeros((0, 3), dtype=np.int64), *(made.grid_thw for made in kept)]),
         media_slots=np.array(slots, dtype=np.int64).reshape(-1, 3),
         provenance=[sample.provenance for sample in samples],
+        profile=profile,
     )
 
 
@@ -146,6 +158,7 @@ def packs_of(batch: Batch) -> Iterator[Batch]:
             grid_thw=batch.grid_thw[first:last],
             media_slots=batch.media_slots[first:last] - np.array([row, 0, 0]),
             provenance=[],
+            profile=batch.profile,
         )
 
 
@@ -153,14 +166,15 @@ def pack_digest(pack: Batch) -> str:
     """Return the SHA-256 of one pack as 64 hexadecimal characters.
 
     Hashed are, for each of DIGEST_FIELDS in this order: field name, dtype (such as `<i8`) and shape
-    as `keys.canonical_bytes` frames them, then the little-endian row-major bytes.
+    as `keys.canonical_bytes` frames them, then the little-endian row-major bytes. Patches are hashed
+    normalised, whatever they are kept as.
 
     Args:
         pack: a batch of one pack.
     """
     hashed = hashlib.sha256()
     for name in DIGEST_FIELDS:
-        array = getattr(pack, name)
+        array = pack.normalised_patches if name == "patches" else getattr(pack, name)
         little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
         hashed.update(canonical_bytes([name, little.dtype.str, list(little.shape)]))
         hashed.update(little.data if little.size else b"")
@@ -176,4 +190,5 @@ def _joined(pieces: Sequence[np.ndarray], buffer: np.ndarray | None) -> np.ndarr
     """Return the patches one after another: the buffer itself where they fill it, else a copy."""
     if buffer is not None and sum(map(len, pieces)) == len(buffer):
         return buffer
-    return np.concatenate([np.zeros((0, 3, PATCH, PATCH), dtype=np.float32), *pieces])
+    kind = np.float32 if buffer is None else buffer.dtype
+    return np.concatenate([np.zeros((0, 3, PATCH, PATCH), dtype=kind), *pieces])

@@ -27,7 +27,7 @@ class Example:
     tokens: TokenizedSample
     """Ids, targets and places of vision items."""
     patches: np.ndarray
-    """float32 [p, 3, patch, patch] of all its vision items, in order."""
+    """float32, or uint8 levels, [p, 3, patch, patch] of all its vision items, in order."""
     grid_thw: np.ndarray
     """int64 [m, 3] frames, rows and columns of patches of each vision item."""
 
@@ -55,7 +55,7 @@ def example(
         profile: what the model wants of media.
         max_tokens: planned length [tokens].
         max_image_tokens: the recipe's budget for the media after the first; None: the profile's [tokens].
-        out: float32 [planned patches, 3, patch, patch], in which the patches are written if they are as many.
+        out: float32 or uint8 [planned patches, 3, patch, patch], in which they are written if they are as many.
 
     Raises:
         SampleError: the media cannot be decoded or are not what the manifest says.
@@ -106,7 +106,8 @@ def _cut(
     """Return the patches of all vision items, in order, written into `out` where it has their number."""
     sizes = [frames * rows * columns for frames, rows, columns in grids]
     if out is None or len(out) != sum(sizes):
-        out = np.empty((sum(sizes), 3, profile.patch, profile.patch), dtype=np.float32)
+        kind = np.float32 if out is None else out.dtype
+        out = np.empty((sum(sizes), 3, profile.patch, profile.patch), dtype=kind)
     start = 0
     for item, size in zip(items, sizes, strict=True):
         patches_into(item, out[start : start + size], patch=profile.patch, merge=profile.merge, profile=profile)

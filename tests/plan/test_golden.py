@@ -83,8 +83,8 @@ def changed_plan():
 
 
 CASES = [
-    keys, small_permutation, large_permutation, permutation_digests, shuffle, blend, draws, packs, filled, ranks, small_plan,
-    changed_plan,
+    keys, small_permutation, large_permutation, permutation_digests, shuffle, blend, draws, packs, filled, ranks,
+    small_plan, changed_plan,
 ]  # fmt: skip
 
 

@@ -28,7 +28,7 @@ def test_nodes_up_to_the_lanes_fetch_what_one_would_and_free_dealing_multiplies_
 
 
 def test_a_use_is_a_chunk_of_a_pack_counted_once():
-    found = np.stack([uses()[name] for name in ("step", "pack", "chunk")], axis=1)
+    found = np.stack([uses()[name] for name in ("step", "pack", "chunk", "visit")], axis=1)
     assert len(np.unique(found, axis=0)) == len(found)
     assert np.array_equal(np.unique(found[:, 2]), np.arange(found[:, 2].max() + 1))
 

@@ -72,7 +72,7 @@ def test_patches_are_written_into_a_place_and_nowhere_else():
 
 @pytest.mark.parametrize("out", [np.zeros((7, 3, 14, 14), np.float32), np.zeros((8, 3, 14, 14)), np.zeros(8)])
 def test_a_place_of_another_shape_is_refused(out):
-    with pytest.raises(ValueError, match=r"patches are float32 \[8, 3, 14, 14\]"):
+    with pytest.raises(ValueError, match=r"patches are float32 or uint8 \[8, 3, 14, 14\]"):
         patches_into(picture(20, 40), out)
 
 

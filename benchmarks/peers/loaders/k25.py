@@ -13,8 +13,10 @@ from pathlib import Path
 from k25_pipelines.catalog import registry
 from k25_pipelines.loader import PlanLoader
 from k25_pipelines.plan.recipe import parse_recipe
+from k25_pipelines.plan.size import profile
 from k25_pipelines.planning import make_plan
-from k25_pipelines.sample.tokens import SPECIAL_TOKENS
+from k25_pipelines.sample import token_cache
+from k25_pipelines.sample.tokens import SPECIAL_TOKENS, load_tokenizer
 from k25_pipelines.storage.store import open_store
 
 from .base import S3, Once, W
@@ -78,6 +80,8 @@ def _plans(source: str) -> dict[str, str]:
         uri = str(W.S3ROOT / folder) if source == "local" else f"s3://{folder}"
         registry.register(lake, registry.Registration(name=name, uri=uri, kind=kind, annotations=None, **TERMS))
         registry.index_dataset(lake, name)
+    documents = registry.load_manifest(lake, "documents")
+    token_cache.build(lake, documents, load_tokenizer(str(TOKENIZER)), profile("kimi_k25"))
     return {mode: make_plan(lake, chosen) for mode, chosen in recipes().items()}
 
 
@@ -94,6 +98,7 @@ class Loader:
             rank=cfg.rank,
             num_ranks=cfg.world,
             threads=max(1, cfg.workers),
+            normalised=os.environ.get("BENCH_NORMALISED") == "1",
             cache=Path(tempfile.mkdtemp(dir=cfg.scratch or None)),
             **({"cached_tokens": True} if os.environ.get("BENCH_CACHED_TOKENS") == "1" else {}),
         )
