@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from k25_pipelines.loader import PlanLoader
+from k25_pipelines.plan.draws import AUGMENTATIONS
 from k25_pipelines.plan.recipe import parse_recipe
 from k25_pipelines.planning import make_plan
 from k25_pipelines.storage.store import Store, open_store
@@ -40,9 +41,9 @@ RECIPE = {
     "vision_share": 0.10,
     "max_image_tokens": 64,
     "sources": {
-        "pictures": {"weight": 3, "augment": ["resize", "crop", "flip", "colour", "words"]},
-        "boxes": {"weight": 1, "augment": ["resize", "crop", "flip"]},
-        "clips": {"weight": 1},
+        "pictures": {"weight": 3, "augment": list(AUGMENTATIONS)},
+        "boxes": {"weight": 1, "augment": ["resize", "crop", "flip", "turn", "rotate", "words"]},
+        "clips": {"weight": 1, "augment": ["crop", "colour", "noise"]},
         "tables": {"weight": 6},
     },
     "changes": [
