@@ -119,6 +119,7 @@ class PlanLoader:
             self.plan.datasets,
             ChunkCache(cache, ram_bytes=ram_bytes, disk_bytes=disk_bytes),
             token_cache=lambda manifest: open_token_cache(store, manifest, tokenizer) if cached_tokens else None,
+            whole_bytes=(ram_bytes if cache is None else disk_bytes) // 2 if num_ranks <= ranks_per_node else 0,
             prefix=f"{THREADS}fetch",
         )
         self._prefetcher = Prefetcher(
@@ -131,6 +132,7 @@ class PlanLoader:
             self._reader,
             tokenizer=tokenizer,
             profile=self._profile,
+            max_image_tokens=self.plan.recipe.max_image_tokens,
             pack_tokens=self._pack_tokens,
             reason=self._known_reason,
         )

@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from k25_pipelines.catalog.manifest import Manifest, read_manifest
 from k25_pipelines.errors import K25Error, ObjectChangedError
-from k25_pipelines.sample.read import Extent, Fetch, Tables, extents_of_chunk
+from k25_pipelines.sample.read import Extent, Fetch, Tables, extents_of_chunk, merged
 from k25_pipelines.sample.token_cache import TokenCache
 from k25_pipelines.storage.cache import ChunkCache
 from k25_pipelines.storage.store import Store, open_store
@@ -26,6 +26,10 @@ STEPS_BETWEEN_NEWS = 16
 """The cache is told anew after as many steps."""
 FETCH_THREADS = 8
 """Requests at once."""
+GROUP_BYTES = 8 * 2**20
+"""Of a dataset that the cache can hold whole, chunks smaller than this are fetched with their neighbours [bytes]."""
+GROUP_SAMPLE = 8
+"""Chunks from which the size of all is reckoned."""
 EXTENTS_KEPT = 4096
 """Chunks whose ranges are remembered."""
 EARLY_SHARE = 8
@@ -34,7 +38,7 @@ EARLY_BYTES = 2**20
 """... and no shorter than this [bytes]."""
 
 Chunk = tuple[str, int]
-"""Dataset and number of a chunk."""
+"""Dataset and number of a chunk, or of a group of neighbours that are fetched together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +49,8 @@ class Source:
     store: Store
     token_cache: TokenCache | None
     """The ids of its documents, where they are kept and wanted."""
+    group: int = 1
+    """Neighbouring chunks that are fetched together."""
     tables: Tables = field(default_factory=Tables)
 
 
@@ -58,6 +64,7 @@ class Reader:
         cache: ChunkCache,
         *,
         token_cache: Callable[[Manifest], TokenCache | None],
+        whole_bytes: int = 0,
         prefix: str = "fetch",
     ) -> None:
         """Read the dataset versions of a plan.
@@ -67,9 +74,12 @@ class Reader:
             datasets: manifest digest of each dataset.
             cache: which keeps what is fetched.
             token_cache: gives the ids of a dataset's documents, or None.
+            whole_bytes: datasets up to this size stay in the cache once read, so that their small chunks are
+                fetched with their neighbours: fewer requests, no more bytes [bytes].
             prefix: of the threads' names.
         """
         self._lake, self._datasets, self._cache, self._token_cache = lake, datasets, cache, token_cache
+        self._whole_bytes = whole_bytes
         self._sources: dict[str, Source] = {}
         self._locks = {name: threading.Lock() for name in datasets}
         self._early: dict[tuple[str, Extent], Future[bytes]] = {}
@@ -83,12 +93,14 @@ class Reader:
                 if dataset not in self._sources:
                     manifest = read_manifest(self._lake, dataset, self._datasets[dataset])
                     ids, store = self._token_cache(manifest), open_store(manifest.uri)
-                    self._sources[dataset] = Source(manifest=manifest, store=store, token_cache=ids)
+                    group = _group(manifest, ids, self._whole_bytes)
+                    self._sources[dataset] = Source(manifest=manifest, store=store, token_cache=ids, group=group)
         return self._sources[dataset]
 
     def chunk_of(self, dataset: str, line: int) -> int:
-        """Return the number of the chunk that holds a line."""
-        return line // self.source(dataset).manifest.chunk_lines
+        """Return the number of the chunk, or group of chunks, that holds a line."""
+        source = self.source(dataset)
+        return line // (source.manifest.chunk_lines * source.group)
 
     def fetch(self, dataset: str, chunk: int) -> Fetch:
         """Return what gives the bytes of ranges in a chunk, of others in its shards, and of kept token ids."""
@@ -160,10 +172,10 @@ class Reader:
         self._early, self._cache = {}, ChunkCache(None, ram_bytes=0)
 
     def _chunk_extents(self, dataset: str, chunk: int) -> list[Extent]:
-        """Return the ranges of a chunk, sorted: those of its kept ids, else of its bytes."""
+        """Return the ranges of a chunk or group, sorted: those of its kept ids, else of its bytes."""
         source = self.source(dataset)
-        kept = source.token_cache.extents_of_chunk(chunk) if source.token_cache else []
-        return sorted([*kept, *extents_of_chunk(source.manifest, chunk)])
+        numbers = range(chunk * source.group, min((chunk + 1) * source.group, source.manifest.num_chunks))
+        return merged(extent for number in numbers for extent in _ranges(source.manifest, source.token_cache, number))
 
     def _wanted(self, chunk: Chunk) -> list[Extent]:
         """Return the ranges of a chunk that its samples will ask for: of bytes, only where no ids are kept."""
@@ -300,6 +312,19 @@ class Prefetcher:
             for chunk in chunks:
                 found.setdefault(chunk, step)
         return found
+
+
+def _ranges(manifest: Manifest, kept: TokenCache | None, chunk: int) -> list[Extent]:
+    return [*(kept.extents_of_chunk(chunk) if kept else []), *extents_of_chunk(manifest, chunk)]
+
+
+def _group(manifest: Manifest, kept: TokenCache | None, whole_bytes: int) -> int:
+    """Return how many neighbouring chunks are fetched together: some, where the whole dataset may stay in the cache."""
+    num_chunks = manifest.num_chunks
+    sample = sorted({place * num_chunks // GROUP_SAMPLE for place in range(GROUP_SAMPLE)}) if num_chunks else []
+    sizes = [extent[2] for chunk in sample for extent in _ranges(manifest, kept, chunk)]
+    mean = sum(sizes) / max(1, len(sample))
+    return max(1, int(GROUP_BYTES / mean)) if 0 < mean * num_chunks <= whole_bytes else 1
 
 
 def _around(ranges: list[Extent], part: Extent) -> Extent:

@@ -32,6 +32,7 @@ class SampleLoader:
         *,
         tokenizer: Tokenizer,
         profile: Profile,
+        max_image_tokens: int,
         pack_tokens: Callable[[int], int],
         reason: Callable[[Mapping], str | None],
     ) -> None:
@@ -41,10 +42,12 @@ class SampleLoader:
             reader: gives the bytes.
             tokenizer: words to ids.
             profile: what the model wants of media.
+            max_image_tokens: the recipe's, for the media after the first of a sample [tokens].
             pack_tokens: T of a step.
             reason: why a row is masked, where that is known before it is read.
         """
         self._reader, self._tokenizer, self._profile = reader, tokenizer, profile
+        self._max_image_tokens = max_image_tokens
         self._pack_tokens, self._reason = pack_tokens, reason
         self._document = functools.lru_cache(maxsize=DOCUMENTS_KEPT)(self._whole_document)
         self._document_locks = [threading.Lock() for _ in range(DOCUMENTS_KEPT)]
@@ -95,7 +98,7 @@ class SampleLoader:
         source = self._reader.source(dataset)
         if source.token_cache is None or not source.token_cache.has(line):
             return None
-        ids = source.token_cache.ids(line, self._reader.fetch(dataset, line // source.manifest.chunk_lines))
+        ids = source.token_cache.ids(line, self._reader.fetch(dataset, self._reader.chunk_of(dataset, line)))
         tokens = TokenizedSample(ids=ids, is_target=np.ones(len(ids), dtype=bool), media=_NO_MEDIA)
         side = self._profile.patch
         none = np.zeros((0, 3, side, side), dtype=np.float32)
@@ -105,10 +108,18 @@ class SampleLoader:
         self, dataset: str, line: int, draws: Draws, *, max_tokens: int = 0, out: np.ndarray | None = None
     ) -> tuple[str, Example]:
         source = self._reader.source(dataset)
-        fetch = self._reader.fetch(dataset, line // source.manifest.chunk_lines)
+        fetch = self._reader.fetch(dataset, self._reader.chunk_of(dataset, line))
         raw = read_line(source.manifest, line, fetch, tables=source.tables)
-        how = {"tokenizer": self._tokenizer, "profile": self._profile, "max_tokens": max_tokens}
-        return raw.line.key, example(raw, draws, out=out, **how)
+        made = example(
+            raw,
+            draws,
+            tokenizer=self._tokenizer,
+            profile=self._profile,
+            max_tokens=max_tokens,
+            max_image_tokens=self._max_image_tokens,
+            out=out,
+        )
+        return raw.line.key, made
 
     def _whole_document(self, dataset: str, line: int) -> tuple[str, Example]:
         """Return all of a text that is split over packs, so that it is tokenized once for its pieces."""

@@ -57,7 +57,7 @@ def extents_of_chunk(manifest: Manifest, chunk: int) -> list[Extent]:
         if not manifest.quarantined[line]:
             for part in range(columns.first_part[line], columns.first_part[line + 1]):
                 ranges.add((shard[part], offset[part], num_bytes[part], etag[part]))
-    return _merged(ranges)
+    return merged(ranges)
 
 
 def lines_of_chunk(manifest: Manifest, chunk: int) -> range:
@@ -68,18 +68,19 @@ def lines_of_chunk(manifest: Manifest, chunk: int) -> range:
 
 def extents(parts: Iterable[Part]) -> list[Extent]:
     """Return the ranges that hold these parts, those less than MAX_GAP apart as one."""
-    return _merged({(part.shard, part.offset, part.num_bytes, part.etag) for part in parts})
+    return merged({(part.shard, part.offset, part.num_bytes, part.etag) for part in parts})
 
 
-def _merged(ranges: Iterable[Extent]) -> list[Extent]:
-    merged: list[Extent] = []
+def merged(ranges: Iterable[Extent]) -> list[Extent]:
+    """Return ranges in the order of shards and offsets, those less than MAX_GAP apart as one."""
+    found: list[Extent] = []
     for shard, offset, num_bytes, etag in sorted(ranges):
-        if merged and merged[-1][0] == shard and offset - (merged[-1][1] + merged[-1][2]) <= MAX_GAP:
-            _, start, length, _ = merged[-1]
-            merged[-1] = shard, start, max(length, offset + num_bytes - start), etag
+        if found and found[-1][0] == shard and offset - (found[-1][1] + found[-1][2]) <= MAX_GAP:
+            _, start, length, _ = found[-1]
+            found[-1] = shard, start, max(length, offset + num_bytes - start), etag
         else:
-            merged.append((shard, offset, num_bytes, etag))
-    return merged
+            found.append((shard, offset, num_bytes, etag))
+    return found
 
 
 def inside(ranges: Iterable[Extent], extent: Extent) -> Extent | None:

@@ -197,7 +197,9 @@ def hand_plan(lake: Store, *, packs_per_step: int = 4, epochs: int = 2, augment=
     steps = [[row for row in packed if row["step"] == step] for step in range((pack + 1) // packs_per_step)]
     return HandPlan(
         id="f" * 32,
-        recipe=SimpleNamespace(pack_tokens=PACK_TOKENS, packs_per_step=packs_per_step, sources={}, changes=()),
+        recipe=SimpleNamespace(
+            pack_tokens=PACK_TOKENS, packs_per_step=packs_per_step, max_image_tokens=MAX_TOKENS, sources={}, changes=()
+        ),
         datasets={name: load_manifest(lake, name).digest for name in KINDS},
         steps=[pa.Table.from_pylist(step, schema=SCHEMA) for step in steps],
     )

@@ -97,8 +97,8 @@ def test_a_narrow_video_with_padded_rows_loses_its_padding(tmp_path):
 
 def test_a_transport_stream_is_refused_since_its_frames_would_be_others(tmp_path):
     encoded(tmp_path / "clip.ts", "-c:v", "libx264")
+    data = (tmp_path / "clip.ts").read_bytes()
     with pytest.raises(SampleError, match="clips:3: an MPEG transport stream"):
-        data = (tmp_path / "clip.ts").read_bytes()
         list(decode_volumes(data, [np.array([0])], resize=lambda frame: frame, size=(128, 64), name="clips:3"))
 
 
