@@ -125,6 +125,8 @@ class Known:
             held = [row for row in held if row["checkpoint"] in {checkpoint, *line}]
         by_plan: dict[str, list[tuple[int, int]]] = {}
         for row in held:
+            if row["plan"] is None:  # imported weights were trained on no plan of this lake
+                continue
             by_plan.setdefault(row["plan"], []).append((row["first_step"], row["end_step"]))
         return [(open_plan(lake, plan), joined(steps)) for plan, steps in sorted(by_plan.items())]
 

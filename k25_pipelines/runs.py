@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from k25_pipelines import planning
-from k25_pipelines.errors import ObjectNotFoundError, RunError
+from k25_pipelines.errors import ObjectNotFoundError, RecipeError, RunError
 from k25_pipelines.plan.recipe import Recipe, parse_recipe, recipe_at, recipe_dict
 from k25_pipelines.planning import Plan, open_plan
 from k25_pipelines.run_log import RUNS, consumed, consumed_ranges, log_steps, logged, sample_digests
@@ -229,9 +229,16 @@ def changed_recipe(plan: Plan, changes: Mapping[str, Any], *, from_step: int) ->
         for part in path:
             place = place.setdefault(here, {})
             here = part
+            if not isinstance(place, dict):
+                raise RecipeError(f"{name}: {part!r} is a field of something that has none; see `k25 plan show`")
         place[here] = value
-    told["sources"] = {name: source for name, source in told["sources"].items() if source.get("weight") != 0}
+    if isinstance(told["sources"], Mapping):  # else `parse_recipe` says what is wrong with them
+        told["sources"] = {name: source for name, source in told["sources"].items() if not _is_out(source)}
     return parse_recipe({name: value for name, value in told.items() if value is not None})
+
+
+def _is_out(source: Any) -> bool:
+    return isinstance(source, Mapping) and source.get("weight") == 0
 
 
 def _last_stretch(lake: Store, run: str, step: int) -> Stretch | None:

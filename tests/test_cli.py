@@ -205,7 +205,7 @@ def test_a_range_of_steps_past_the_plan_is_refused(k25, lake, register, tmp_path
     k25("index", "notes")
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     plan = k25("plan", tmp_path / "recipe.yaml").stdout.splitlines()[-1]
-    assert_refused(k25("batch", plan, "--steps", "6:9", "--digest"), "steps 0 to 5", "extend")
+    assert_refused(k25("batch", plan, "--steps", "6:9", "--digest"), "steps 0 to 5", "more: k25 plan")
     assert_refused(k25("batch", "0" * 32, "--steps", "0:1"), "0" * 32)
 
 
@@ -281,7 +281,7 @@ def test_output_that_cannot_be_written_is_one_line(k25, folder_lake, tmp_path):
         (["--threads", -2], "'-2' is not a whole number above 0"),
         (["--thread", "many"], "'many' is not a whole number above 0; see: k25 batch --help"),
         (["--steps", "1:1"], "'1:1' is no range of steps"),
-        (["--steps", "4:9"], "steps 0 to 5, not 8; extend it"),
+        (["--steps", "4:9"], "steps 0 to 5, not 8; more: k25 plan"),
     ],
 )
 def test_a_batch_that_cannot_be_is_refused_in_one_line_and_nothing_is_printed(k25, folder_lake, words, said):

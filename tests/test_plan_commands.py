@@ -106,7 +106,7 @@ def test_a_fork_is_made_shown_and_compared(k25, plan):
     facts = json.loads(k25("plan", "diff", plan, fork, "--json")[1])
     assert facts["first_differing_step"] in (3, 4)
     assert facts["plans"] == [plan, fork]
-    assert "none in common" in k25("plan", "diff", plan, plan)[1]
+    assert "none: the same steps" in k25("plan", "diff", plan, plan)[1]
 
 
 def test_a_fork_takes_another_recipe_and_another_version(k25, recipe_file, plan, folder):

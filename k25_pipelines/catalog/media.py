@@ -9,7 +9,7 @@ from k25_pipelines.catalog.probe import WHOLE_BYTES, MediaHeader, probe_image, p
 from k25_pipelines.errors import SampleError
 from k25_pipelines.storage.store import ObjectInfo, Store
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 MEDIA = IMAGES + VIDEOS
 

@@ -14,7 +14,7 @@ from k25_pipelines.errors import ObjectNotFoundError
 from k25_pipelines.keys import digest
 from k25_pipelines.storage.store import Store
 
-SCAN_VERSION = "scan-1"
+SCAN_VERSION = "scan-2"
 """Another version finds other lines in the same objects."""
 PARTIAL_SCHEMA = pa.schema([*SCHEMA, *BESIDE])
 

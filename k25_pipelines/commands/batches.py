@@ -62,10 +62,12 @@ def _batch(options: argparse.Namespace) -> None:
     from k25_pipelines.loader import PlanLoader
 
     first, end = options.steps
+    masked: dict[str, str] = {}
     with PlanLoader(options.plan, open_lake(), **loader_options(options)) as loader:
         loader.plan.segment_of(end - 1)  # a range past the end is refused before anything of it is printed
         for step in tqdm(range(first, end), desc="batches", unit="step", disable=not sys.stderr.isatty()):
             batch = loader.batch(step)
+            masked |= {f"{s.dataset}:{s.line}": s.masked for s in batch.provenance if s.masked}
             if options.digest:
                 for _, pack, sha256 in loader.pack_digests(step):
                     print(f"step={step} pack={pack} sha256={sha256}")
@@ -74,16 +76,21 @@ def _batch(options: argparse.Namespace) -> None:
                     print(json.dumps({"step": step, **_plain(sample)}))
             else:
                 print(_batch_line(step, batch))
+    if masked:
+        name, reason = next(iter(masked.items()))
+        told = f"{len(masked)} samples cannot be used and are masked, the first {name}: {reason}"
+        print(f"k25 batch: {told}; all of them: --show", file=sys.stderr)
 
 
 def _batch_line(step: int, batch) -> str:
-    num_real = sum(sample.num_tokens for sample in batch.provenance)
+    num_real = sum(sample.num_tokens for sample in batch.provenance if not sample.masked)
+    num_masked = sum(bool(sample.masked) for sample in batch.provenance)
     num_vision = int(batch.media_slots[:, 2].sum()) if len(batch.media_slots) else 0
     fill = num_real / max(1, batch.input_ids.size)
     return (
         f"step {step}: {len(batch.input_ids)} packs, {len(batch.provenance)} samples, {num_real:,} tokens "
         f"(fill {fill:.4f}), {num_vision:,} vision tokens, {len(batch.patches):,} patches"
-    )
+    ) + (f", {num_masked} samples masked" if num_masked else "")
 
 
 def _plain(sample) -> dict:

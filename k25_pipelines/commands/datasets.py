@@ -145,8 +145,10 @@ def _datasets(options: argparse.Namespace) -> None:
     if not rows:
         print("no datasets yet; k25 register NAME URI --kind KIND --licence SPDX --source TEXT", file=sys.stderr)
     for row in rows:
-        told = f"{row['num_lines']:>8,} samples  {row['num_quarantined']:>4} quarantined  {row['digest'][:12]}"
-        print(f"{row['name']:<20} {told if row['versions'] else 'registered, not indexed: k25 index ' + row['name']}")
+        told = f"registered, not indexed: k25 index {row['name']}"
+        if row["versions"]:
+            told = f"{row['num_lines']:>8,} samples  {row['num_quarantined']:>4} quarantined  {row['digest'][:12]}"
+        print(f"{row['name']:<20} {told}")
 
 
 def _stats(options: argparse.Namespace) -> None:

@@ -50,7 +50,10 @@ def diff_page(told: Mapping[str, Any]) -> str:
     """Return what differs between two plans."""
     first, (start, end) = told["first_differing_step"], told["compared_steps"]
     a, b = told["num_steps"]
-    lines = [("steps", f"{a:,}", f"{b:,}"), ("first differing step", "none in common" if first is None else first, "")]
+    lines = [
+        ("steps", f"{a:,}", f"{b:,}"),
+        ("first differing step", "none: the same steps" if first is None else first, ""),
+    ]
     lines += [(name, _told(was), _told(now)) for name, (was, now) in told["recipe"].items()]
     lines += [(f"version of {name}", _told(was), _told(now)) for name, (was, now) in told["datasets"].items()]
     lines += [(name, _told(was), _told(now)) for name, (was, now) in told["tombstones"].items()]

@@ -88,7 +88,12 @@ def _fork_parser() -> argparse.ArgumentParser:
         example="k25 plan fork 1a2b... --at-step 900 --without code:17 --without step=912 --reason 'loss spike'",
     )
     parser.add_argument("--at-step", type=_step, required=True, metavar="N", help="the first step that may differ")
-    parser.add_argument("--recipe", type=Path, metavar="FILE", help="what holds from there on; the plan's if not given")
+    parser.add_argument(
+        "--recipe",
+        type=Path,
+        metavar="FILE",
+        help="what holds from there on; if not given, the plan's newest recipe, as after its last amend",
+    )
     _add_exclusions(parser)
     parser.add_argument("--steps", type=count, help="how far to plan; the recipe's if not given")
     _add_why(parser)

@@ -239,7 +239,10 @@ class PlanLoader:
         if self._is_closed:
             raise ValueError(f"this loader of plan {self.plan.id} is closed; open another")
         if not 0 <= step < self.plan.num_steps:
-            raise PlanError(f"the plan {self.plan.id} has steps 0 to {self.plan.num_steps - 1}, not {step}; extend it")
+            raise PlanError(
+                f"plan {self.plan.id} has steps 0 to {self.plan.num_steps - 1}, not {step}; "
+                "more: k25 plan RECIPE --steps N"
+            )
 
     def _segment(self, step: int) -> str:
         """Return the digest of the segment read last before a step: it stays what it is when the plan is extended."""

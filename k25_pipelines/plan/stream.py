@@ -163,7 +163,8 @@ def _draw(
         settles = limits[_SETTLING] and error > longest and counts[_ITEMS] < limits[_MOST_ITEMS]
         if not settles:
             unmet = 3 * share[1] * max(longest, limits[_CAPACITY])
-            if not limits[_SETTLING] and share[1] and totals[VISION_DEBT] > unmet:
+            tries = not limits[_SETTLING] or counts[_ITEMS] >= limits[_MOST_ITEMS]  # settling may begin far off
+            if tries and share[1] and totals[VISION_DEBT] > unmet:
                 return UNMET, -1, worst
             enough = counts[_ITEMS] >= limits[_WINDOW] and counts[_ALL_TOKENS] >= limits[_LEAST_TOKENS]
             if enough and totals[VISION_DEBT] <= 0:

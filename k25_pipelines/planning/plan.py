@@ -63,7 +63,9 @@ class Plan:
     def segment_of(self, step: int) -> SegmentInfo:
         """Return the segment that holds a step. Raises PlanError."""
         if not 0 <= step < self.num_steps:
-            raise PlanError(f"plan {self.id} has steps 0 to {self.num_steps - 1}, not {step}; extend it")
+            raise PlanError(
+                f"plan {self.id} has steps 0 to {self.num_steps - 1}, not {step}; more: k25 plan RECIPE --steps N"
+            )
         infos = self.index.tail
         if not infos or step < infos[0].first_step:
             number = bisect_right([page.first_step for page in self.index.pages], step) - 1
@@ -141,6 +143,8 @@ def open_plan(lake: Store, plan: str) -> Plan:
 
 def read_facts(lake: Store, plan: str) -> dict[str, Any]:
     """Return what a plan is made from. Raises PlanError: there is no such plan."""
+    if not plan.isalnum():
+        raise PlanError(f"{plan!r} is no plan's id, which has 32 letters and digits; `k25 plan RECIPE.yaml` prints it")
     try:
         return json.loads(lake.get(f"{PLANS}{plan}/plan.json"))
     except ObjectNotFoundError as error:

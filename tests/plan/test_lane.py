@@ -184,3 +184,9 @@ def test_weights_whose_debts_would_leave_64_bits_are_refused():
     long = replace(tables()[1], text_tokens=np.full(3000, 2**30))
     with pytest.raises(RecipeError, match=f"a sample of wiki has {2**30} tokens"):
         list(plan_segments([tables()[0], long, tables()[2]], recipe(sources=sources)))
+
+
+def test_a_change_to_a_share_that_no_order_meets_is_refused_and_not_drawn_for_ever():
+    changes = [{"from_step": 2, "vision_share": 0.95}]
+    with pytest.raises(RecipeError, match="vision_share"):
+        list(plan_segments(tables(), recipe(vision_share=0.1, changes=changes, steps=6)))

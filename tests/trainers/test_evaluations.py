@@ -53,8 +53,9 @@ def run_of(lake, checkpoint: str, work) -> evaluate.EvaluationRun:
 
 def test_shuffled_pictures_leave_every_word_and_place_where_it_was(held_out):
     shuffled = swapped(held_out, partners(held_out, key=1))
-    same = [each.name for each in fields(held_out) if getattr(shuffled, each.name) is getattr(held_out, each.name)]
-    assert same == [each.name for each in fields(held_out) if each.name != "patches"]
+    told = [each for each in fields(held_out) if not each.name.startswith("_")]
+    same = [each.name for each in told if getattr(shuffled, each.name) is getattr(held_out, each.name)]
+    assert same == [each.name for each in told if each.name != "patches"]
     assert not np.array_equal(shuffled.patches, held_out.patches)
 
 

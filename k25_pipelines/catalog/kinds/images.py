@@ -1,4 +1,4 @@
-"""Loose images, alone or with annotations: objects `*.jpg`, `*.jpeg`, `*.png`, `*.webp`.
+"""Loose images, alone or with annotations: objects with a suffix of `media.IMAGES`.
 
 Annotations are one COCO file, or JSON lines {"file", "annotations", "caption", "licence", ...}. Those
 of an image stand in its line as JSON text (`catalog/annotation.py`): boxes are x, y, width, height
