@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from k25_pipelines.keys import digest
+from trainers.model.checks import check_model
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -43,7 +44,7 @@ class VisionConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LanguageConfig:
-    """Sizes of the decoder and the reach of its positions."""
+    """Sizes of the decoder and the reach of its positions; what is not told is as published, with dense MLPs."""
 
     width: int
     layers: int
@@ -57,6 +58,28 @@ class LanguageConfig:
     """Positions the frequencies were first trained for [tokens]."""
     yarn_factor: float = 1.0
     """How far YaRN stretches `context`; 1 is plain RoPE."""
+    q_rank: int | None = 1536
+    """Width of the queries' latent; None: queries come straight from the hidden state."""
+    kv_rank: int = 512
+    """Width of the latent that keys and values share."""
+    head_nope: int = 128
+    """Channels of a head's queries and keys without position."""
+    head_rope: int = 64
+    """Channels of a head's queries that turn with their place; the keys have as many for all heads together."""
+    head_value: int = 128
+    experts: int = 0
+    """Routed experts of a layer; 0: an MLP of width `mlp` in every layer."""
+    experts_per_token: int = 8
+    shared_experts: int = 1
+    """Experts that every token has, as one MLP of so many times `expert_mlp`."""
+    expert_mlp: int = 2048
+    """Hidden width of one expert."""
+    dense_layers: int = 1
+    """First layers with an MLP of width `mlp` in place of experts."""
+    routed_scale: float = 2.827
+    """Factor of the routed experts' normalised weights: about the root of `experts_per_token`."""
+    balance_rate: float = 1e-3
+    """What the bias of an expert's choice moves a step, towards an even load."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +117,11 @@ class TrainConfig:
     seed: int = 7
     warmup_steps: int = 0
     final_learning_rate: float = 0.1
+    optimizer: str = "adamw"
+    """`muonclip`, as the published model, or `adamw`."""
+    muon_momentum: float = 0.95
+    qk_clip_threshold: float = 100.0
+    """Largest attention logit of a head that MuonClip leaves alone."""
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     gradient_clip: float = 1.0
@@ -149,10 +177,9 @@ def check_config(config: TrainConfig) -> None:
     for name in (*config.trainable, *config.initial):
         if name not in present:
             raise ValueError(f"config.{config.stage}: the model has no module {name!r}; it has {sorted(present)}")
+    check_model(config.model)
     if not config.trainable:
         raise ValueError("config.trainable is empty: name at least one module that is trained")
-    if config.model.contrastive and not config.model.vision:
-        raise ValueError("config.model.contrastive compares pictures, and model.vision is not set: give its sizes")
     if config.contrastive_weight and not config.model.contrastive:
         raise ValueError("config.contrastive_weight is set, and model.contrastive is not: give its sizes")
     if config.steps < 1:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from k25_pipelines.keys import random_key
-from trainers.config import ContrastiveConfig, LanguageConfig, ModelConfig, TrainConfig, VisionConfig
+from trainers.config import ModelConfig, TrainConfig
+from trainers.models import model_config
 
 STAGES = ("warmup", "vit", "projector", "joint", "long_context")
 """Text-only warm-up (stands for K2), 1a, 1b, 2 and 3."""
@@ -83,29 +84,6 @@ SOURCES: Mapping[str, Mapping[str, Any]] = {
     "joint": {**IMAGES, **TEXT},
     "long_context": {**IMAGES, **TEXT, **LONG},
 }
-
-
-def model_config(name: str) -> ModelConfig:
-    """Return the sizes of a whole model with a contrastive head; a stage leaves out what it does not use.
-
-    Raises:
-        ValueError: no model has this name.
-    """
-    if name == "toy":
-        return ModelConfig(
-            name=name,
-            language=LanguageConfig(width=32, layers=2, heads=2, mlp=64, context=256),
-            vision=VisionConfig(width=32, layers=2, heads=2, mlp=64, table=8),
-            contrastive=ContrastiveConfig(width=32, layers=1, heads=2),
-        )
-    if name == "small":
-        return ModelConfig(
-            name=name,
-            language=LanguageConfig(width=128, layers=3, heads=4, mlp=352, context=512),
-            vision=VisionConfig(width=96, layers=3, heads=4, mlp=384, table=16),
-            contrastive=ContrastiveConfig(width=96, layers=1, heads=4),
-        )
-    raise ValueError(f"no model is called {name!r}; there are toy and small")
 
 
 def stage_recipe(stage: str, scale: str) -> dict[str, Any]:

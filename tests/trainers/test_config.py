@@ -54,6 +54,8 @@ def test_a_config_names_its_run():
 def test_fields_that_contradict_each_other_are_refused():
     with pytest.raises(ValueError, match="no module 'vision'"):
         check_config(replace(CONFIG, model=replace(CONFIG.model, vision=None)))
+    with pytest.raises(ValueError, match=r"model toy: language\.heads is 0; it must be at least 1"):
+        check_config(replace(CONFIG, model=replace(CONFIG.model, language=replace(CONFIG.model.language, heads=0))))
     with pytest.raises(ValueError, match="starts \\['language', 'vision'\\]"):
         stage_config("projector", "toy", plan="p", initial={"vision": "k"})
 

@@ -4,13 +4,18 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from tests.trainers.conftest import toy_config, train
+from tests.trainers.conftest import as_one_rank, toy_config, train
+from trainers.checkpoint import load_weights
 from trainers.config import plain
+from trainers.engine import Engine
+from trainers.pretrain import build_model
 from trainers.recipes import PROBE_STEPS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -23,7 +28,13 @@ STOP = 3
 def joint(lake):
     """Pictures and words on random weights; two ranks get one and two of the three packs."""
     recipe = {"name": "three-packs", "packs_per_step": 3, "steps": 6 + PROBE_STEPS}
-    return toy_config(lake, "joint", recipe=recipe, steps=6, checkpoint_every=2)
+    return toy_config(lake, "joint", recipe=recipe, steps=6, checkpoint_every=2, optimizer="adamw")
+
+
+@pytest.fixture(scope="module")
+def muon(joint):
+    """The same under MuonClip, with a threshold that clips."""
+    return replace(joint, optimizer="muonclip", qk_clip_threshold=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -40,24 +51,26 @@ def one_pack(lake):
 
 
 @pytest.fixture(scope="module")
-def alone(lake, joint, vit, one_pack, one_rank, tmp_path_factory) -> None:
-    """The runs on one rank: `joint-alone`, `vit-alone`, `one-pack-alone`."""
+def alone(lake, joint, muon, vit, one_pack, one_rank, tmp_path_factory) -> None:
+    """The runs on one rank: `joint-alone`, `muon-alone`, `vit-alone`, `one-pack-alone`."""
     work = tmp_path_factory.mktemp("alone")
-    for name, config in (("joint", joint), ("vit", vit), ("one-pack", one_pack)):
+    for name, config in (("joint", joint), ("muon", muon), ("vit", vit), ("one-pack", one_pack)):
         train(lake, config, f"{name}-alone", work)
 
 
 @pytest.fixture(scope="module")
-def ranks(lake, joint, vit, one_pack, tmp_path_factory) -> list[dict]:
-    """What both ranks saw of some steps, after the runs joint-whole, joint-torn (left and resumed), vit, one-pack."""
+def ranks(lake, joint, muon, vit, one_pack, tmp_path_factory) -> list[dict]:
+    """What both ranks saw of some steps, after joint and muon (whole; left and resumed), vit, one-pack."""
     out = tmp_path_factory.mktemp("two-ranks")
 
     def run(name: str, config, **more: Any) -> dict:
         return {"config": plain(config), "store": lake.url, "run": name, "work": str(out / name), "threads": 1, **more}
 
-    torn = [run("joint-torn", joint, stop_at=STOP), run("joint-torn", joint)]
+    runs = [run("vit", vit), run("one-pack", one_pack)]
+    for name, config in (("joint", joint), ("muon", muon)):
+        runs += [run(f"{name}-whole", config), run(f"{name}-torn", config, stop_at=STOP), run(f"{name}-torn", config)]
     told = {
-        "runs": [run("joint-whole", joint), *torn, run("vit", vit), run("one-pack", one_pack)],
+        "runs": runs,
         "look": run("look", joint),
         "out": str(out),
     }
@@ -94,8 +107,9 @@ def test_each_rank_keeps_the_optimizer_state_of_half_of_the_weights(ranks):
     assert parts == pytest.approx([trained / 2] * 2, rel=1e-3)
 
 
-def test_each_rank_writes_its_own_optimizer_partition_into_the_checkpoint(lake, ranks):
-    assert sorted(record(lake, "joint-whole")["files"]) == [
+@pytest.mark.parametrize("name", ["joint", "muon"])
+def test_each_rank_writes_its_own_optimizer_partition_into_the_checkpoint(lake, ranks, name):
+    assert sorted(record(lake, f"{name}-whole")["files"]) == [
         "engine/mp_rank_00_model_states.pt",
         "engine/zero_pp_rank_0_mp_rank_00_optim_states.pt",
         "engine/zero_pp_rank_1_mp_rank_00_optim_states.pt",
@@ -111,8 +125,16 @@ def test_three_packs_are_shared_by_two_ranks_and_both_know_the_same_step(lake, r
     assert ranks[0]["weights"] == ranks[1]["weights"]
 
 
-def test_two_ranks_read_what_one_reads_and_learn_what_one_learns(lake, alone, ranks):
-    one, two = history(lake, "joint-alone"), history(lake, "joint-whole")
+def test_loads_of_experts_are_added_up_and_the_largest_logit_is_that_of_both(joint, ranks):
+    places = sum(column(ranks, "places")) * joint.model.language.experts_per_token
+    assert [sum(load) for load in ranks[0]["expert_loads"]] == [places] * len(ranks[0]["expert_loads"])
+    assert ranks[0]["expert_loads"] == ranks[1]["expert_loads"] != []
+    assert ranks[0]["max_logit"] == ranks[1]["max_logit"]
+
+
+@pytest.mark.parametrize("run", ["joint", "muon"])
+def test_two_ranks_read_what_one_reads_and_learn_what_one_learns(lake, alone, ranks, run):
+    one, two = history(lake, f"{run}-alone"), history(lake, f"{run}-whole")
     for name in ("digest", "tokens", "vision_tokens", "targets", "learning_rate"):
         assert column(two, name) == column(one, name)
     assert column(two, "loss") == pytest.approx(column(one, "loss"), **CLOSE)
@@ -138,10 +160,11 @@ def test_a_rank_that_has_nothing_to_see_changes_nothing(lake, alone, ranks):
         assert column(two, name) == pytest.approx(column(one, name), **CLOSE)
 
 
-def test_a_run_resumed_on_two_ranks_ends_in_the_same_bits(lake, ranks):
-    assert [each["step"] for each in history(lake, "joint-torn", STOP)] == list(range(STOP))
-    assert history(lake, "joint-torn") == history(lake, "joint-whole")
-    torn, whole = record(lake, "joint-torn"), record(lake, "joint-whole")
+@pytest.mark.parametrize("name", ["joint", "muon"])
+def test_a_run_resumed_on_two_ranks_ends_in_the_same_bits(lake, ranks, name):
+    assert [each["step"] for each in history(lake, f"{name}-torn", STOP)] == list(range(STOP))
+    assert history(lake, f"{name}-torn") == history(lake, f"{name}-whole")
+    torn, whole = record(lake, f"{name}-torn"), record(lake, f"{name}-whole")
     assert torn["digest"] == whole["digest"]
     assert torn["files"]["weights.npz"] == whole["files"]["weights.npz"]
 
@@ -151,3 +174,26 @@ def test_a_checkpoint_of_two_ranks_is_not_resumed_on_one(lake, joint, ranks, one
 
     with pytest.raises(CheckpointError, match="joint-whole/00000006 was saved on 2 ranks, this is a group of 1"):
         train(lake, joint, "joint-whole", tmp_path)
+
+
+def test_the_states_of_two_ranks_under_muonclip_go_on_in_an_engine_of_one(lake, muon, ranks, one_rank, tmp_path):
+    key = "k25/checkpoints/muon-whole/00000006"
+    for name in record(lake, "muon-whole")["files"]:
+        if name.startswith("engine/"):
+            (tmp_path / "engine").mkdir(exist_ok=True)
+            (tmp_path / name).write_bytes(lake.get(f"{key}/{name}"))
+    with as_one_rank():
+        engine = Engine(build_model(muon, lake), muon)
+        engine.load(tmp_path)
+        engine.save(tmp_path / "again")
+    weights = load_weights(lake, key)
+    assert all(torch.equal(value, weights[name]) for name, value in engine.model.state_dict().items())
+    folders = (tmp_path / "engine", tmp_path / "again" / "engine")
+    two, one = ([torch.load(each, weights_only=True) for each in sorted(f.glob("zero*"))] for f in folders)
+    assert [len(two), len(one), one[0]["steps"]] == [2, 1, 6]
+    momentum = {name: each for part in two for name, each in part["momentum"].items()}
+    assert one[0]["momentum"].keys() == momentum.keys()
+    assert all(torch.equal(each, momentum[name]) for name, each in one[0]["momentum"].items())
+    elements = sum(weight.numel() for weight in engine.model.parameters())
+    moments = [len(mean) for part in two for _, _, mean, _ in part["moments"]]
+    assert sum(moments) + sum(each.numel() for each in momentum.values()) == elements == engine.partition_elements()

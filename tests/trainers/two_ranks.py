@@ -24,21 +24,27 @@ def look(run: Run) -> dict:
     store = open_store(run.store)
     engine = Engine(build_model(run.config, store), run.config)
     ranks = {"rank": engine.rank, "num_ranks": engine.num_ranks}
-    losses, digests, packs, media = [], [], [], []
+    losses, digests, packs, media, places = [], [], [], [], 0
     pad = load_tokenizer("default").special["pad"]
-    with PlanLoader(run.config.plan, store, threads=run.threads, **ranks) as loader:
+    with PlanLoader(
+        run.config.plan, store, threads=run.threads, rank=engine.rank, num_ranks=engine.num_ranks
+    ) as loader:
         for step in range(LOOK_STEPS):
             batch = loader.batch(step)
             losses.append(train_step(engine, batch, run.config, step=step, pad=pad)["loss"])
             digests.append(step_digest([name for part in engine.gather(batch.digests) for name in part]))
             packs.append(len(batch.input_ids))
             media.append(len(batch.grid_thw))
+            places = batch.input_ids.size
     return {
         **ranks,
         "losses": losses,
         "digests": digests,
         "packs": packs,
         "media": media,
+        "max_logit": engine.seen.max_logit,
+        "expert_loads": engine.seen.expert_loads,
+        "places": places,
         "weights": checkpoint_digest(engine.model, {"config": {}, "plan": "", "segments": [], "step": LOOK_STEPS}),
         "optimizer_elements": engine.partition_elements(),
         "trained_elements": sum(weight.numel() for weight in engine.model.parameters() if weight.requires_grad),

@@ -4,14 +4,21 @@ A loop over documents is an order of magnitude cheaper on CPU than one dense blo
 seconds at 4,096 tokens of 20 documents); documents of like length then share a call.
 """
 
-# Shapes: N places (tokens or patches) on this rank, K gathered places (K >= N), H heads, D head width.
+# Shapes: N places (tokens or patches) on this rank, K gathered places (K >= N), H heads, D head width, E of values.
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from trainers.model.recompute import forgetting
+
+LOGITS = 2**22
+"""Logits that exist at once while their maximum is sought; more only where one place of each document has more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,25 +52,84 @@ def volume_groups(lengths: np.ndarray) -> Groups:
     return _groups(lengths, lengths)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, groups: Groups, *, causal: bool, scale: float | None = None) -> Tensor:
-    """Return softmax attention of [N, H, D] queries, keys and values within each document, as [N, H * D].
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    groups: Groups,
+    *,
+    causal: bool,
+    scale: float | None = None,
+    remake: Callable[[], tuple[Tensor, Tensor, Tensor]] | None = None,
+) -> Tensor:
+    """Return softmax attention within each document, as [N, H * E].
 
     Args:
-        q, k, v: float [N, H, D].
+        q, k: float [N, H, D].
+        v: float [N, H, E]; where E is not D the narrower ones are filled with zeros, which no answer sees, because
+            the fast kernel of a CPU takes one width only.
         groups: from `causal_groups` or `volume_groups`; fill only hides behind a causal mask.
         causal: whether a place sees only itself and what stands before it.
         scale: factor of the logits; D ** -0.5 where None.
+        remake: gives q, k and v again, so that the backward pass need not keep them; None: they are kept.
     """
     if not groups.shapes:
-        return q.flatten(1)
-    heads, width = q.shape[1:]
-    cells = torch.stack([q, k, v]).index_select(1, groups.gather)
+        return v.flatten(1)
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    cells = _cells(q, k, v, groups)
+
+    def again() -> Tensor:  # must not hold the cells themselves
+        assert remake is not None
+        return _cells(*remake(), groups)
+
+    with forgetting(cells, again, when=remake is not None):
+        return _rectangles(cells, v.shape[-1], groups, causal=causal, scale=factor)
+
+
+def _cells(q: Tensor, k: Tensor, v: Tensor, groups: Groups) -> Tensor:
+    """Return float [3, K, H, max(D, E)], filled up with zeros."""
+    width = max(q.shape[-1], v.shape[-1])
+    if q.shape[-1] != v.shape[-1]:
+        q, k, v = (functional.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
+    return torch.stack([q, k, v]).index_select(1, groups.gather)
+
+
+def _rectangles(cells: Tensor, out: int, groups: Groups, *, causal: bool, scale: float) -> Tensor:
+    heads, width = cells.shape[2:]
     answers = []
     for (count, length), part in zip(groups.shapes, cells.split([c * n for c, n in groups.shapes], dim=1), strict=True):
         queries, keys, values = part.view(3, count, length, heads, width).transpose(2, 3).unbind(0)
         answer = functional.scaled_dot_product_attention(queries, keys, values, is_causal=causal, scale=scale)
-        answers.append(answer.transpose(1, 2).reshape(count * length, heads * width))
+        answers.append(answer.transpose(1, 2)[..., :out].reshape(count * length, heads * out))
     return torch.cat(answers).index_select(0, groups.scatter)
+
+
+@torch.no_grad()
+def max_logits(q: Tensor, k: Tensor, groups: Groups, *, scale: float) -> Tensor:
+    """Return the largest scaled logit of each head over all pairs that see each other causally, float [H].
+
+    Attention kernels do not tell it, so the logits are made a second time, about LOGITS of them at once; the
+    copies that fill a rectangle repeat real pairs and change no maximum. Without any place it is -inf.
+
+    Args:
+        q, k: float [N, H, D].
+        groups: from `causal_groups`.
+        scale: factor of the logits.
+    """
+    highest = q.new_full(q.shape[1:2], -math.inf)
+    begin = 0
+    for count, length in groups.shapes:
+        cells = groups.gather[begin : begin + count * length]
+        begin += count * length
+        rows, columns = (x.index_select(0, cells).view(count, length, *x.shape[1:]).permute(0, 2, 1, 3) for x in (q, k))
+        step = max(1, LOGITS // (count * q.shape[1] * length))
+        for first in range(0, length, step):
+            last = min(first + step, length)
+            logits = rows[:, :, first:last] @ columns[:, :, :last].transpose(2, 3)
+            hidden = torch.ones(last - first, last - first, dtype=torch.bool, device=q.device).triu(1)
+            logits[..., first:].masked_fill_(hidden, -math.inf)
+            highest = torch.maximum(highest, logits.amax((0, 2, 3)))
+    return highest * scale
 
 
 def _groups(lengths: np.ndarray, classes: np.ndarray) -> Groups:

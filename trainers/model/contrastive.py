@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainers.config import ContrastiveConfig
-from trainers.model.attention import Groups
-from trainers.model.language import Block
-from trainers.model.rope import text_turns
+from trainers.model.attention import Groups, attend
+from trainers.model.mlp import GatedMLP
+from trainers.model.rope import rotate, text_turns
 
 FIRST_SCALE = math.log(10.0)
 FIRST_BIAS = -10.0
@@ -31,7 +31,7 @@ class Contrastive(nn.Module):
         self.config = config
         self.image_head = nn.Linear(vision_width, config.width)
         self.embed_tokens = nn.Embedding(vocab, config.width)
-        self.layers = nn.ModuleList(Block(config.width, config.heads, 4 * config.width) for _ in range(config.layers))
+        self.layers = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width, eps=1e-5)
         self.text_head = nn.Linear(config.width, config.width)
         self.log_scale = nn.Parameter(torch.tensor([FIRST_SCALE]))
@@ -47,8 +47,28 @@ class Contrastive(nn.Module):
         turns = text_turns(position, width, theta=10000.0, context=1, factor=1.0)
         x = self.embed_tokens(token)
         for layer in self.layers:
-            x = layer(x, turns, groups, scale=width**-0.5)
+            x = layer(x, turns, groups)
         return functional.normalize(self.text_head(mean_by(self.norm(x), sample, num_samples)), dim=-1)
+
+
+class Block(nn.Module):
+    """A pre-norm block of the text tower: plain causal attention, then a gated MLP of 4 times the width; no biases."""
+
+    def __init__(self, width: int, heads: int):
+        """Build the four attention matrices and the MLP."""
+        super().__init__()
+        self.heads = heads
+        self.input_layernorm = nn.RMSNorm(width, eps=1e-5)
+        self.post_attention_layernorm = nn.RMSNorm(width, eps=1e-5)
+        self.self_attn = nn.ModuleDict({f"{name}_proj": nn.Linear(width, width, bias=False) for name in "qkvo"})
+        self.mlp = GatedMLP(width, 4 * width)
+
+    def forward(self, x: Tensor, turns: Tensor, groups: Groups) -> Tensor:
+        """Return float [C, W]."""
+        y = self.input_layernorm(x)
+        q, k, v = (self.self_attn[f"{name}_proj"](y).view(len(y), self.heads, -1) for name in "qkv")
+        x = x + self.self_attn["o_proj"](attend(rotate(q, turns), rotate(k, turns), v, groups, causal=True))
+        return x + self.mlp(self.post_attention_layernorm(x))
 
 
 def mean_by(x: Tensor, group: Tensor, num_groups: int) -> Tensor:

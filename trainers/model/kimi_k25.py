@@ -1,4 +1,4 @@
-"""Kimi K2.5 in small: a batch's tensors in, a loss for each target and the vectors of pictures and captions out."""
+"""Kimi K2.5 at any size: a batch's tensors in, a loss for each target and the vectors of pictures and captions out."""
 
 # Shapes: N places, V vision tokens, n targets, S pairs, D language width, W contrastive width.
 
@@ -12,12 +12,13 @@ from torch.nn import functional
 from k25_pipelines.keys import random_key
 from trainers.config import ModelConfig
 from trainers.inputs import Inputs
+from trainers.model.checks import check_model
 from trainers.model.contrastive import Contrastive
 from trainers.model.language import Language
 from trainers.model.moonvit3d import MoonViT3D
 from trainers.model.projector import Projector
 
-BRANCH_ENDS = ("o_proj", "down_proj", "wo", "fc1")
+BRANCH_ENDS = ("o_proj", "down_proj", "experts.down", "wo", "fc1")
 """Last matrices of residual branches: drawn smaller, so that depth leaves the residual's size alone."""
 
 
@@ -33,15 +34,17 @@ class Outputs(NamedTuple):
 
 
 class KimiK25(nn.Module):
-    """`.vision`, `.projector`, `.language`, and in stage 1a `.contrastive`; what the config lacks is None."""
+    """`.vision`, `.projector`, `.language`, and in stage 1a `.contrastive`; what the config lacks is None.
+
+    Names of weights are those of the released checkpoint, but that experts are stacked.
+    """
 
     def __init__(self, config: ModelConfig, *, seed: int = 0):
         """Build the modules the config has sizes for, with the weights that `seed` names."""
         super().__init__()
         self.config = config
+        check_model(config)
         vision, language, contrastive = config.vision, config.language, config.contrastive
-        if contrastive and not vision:
-            raise ValueError(f"model {config.name} has a contrastive head and no vision tower: give vision its sizes")
         self.vision = MoonViT3D(vision) if vision else None
         self.projector = (
             Projector(vision_width=vision.width, merge=vision.merge, language_width=language.width) if vision else None
@@ -97,10 +100,13 @@ def initialise(model: nn.Module, seed: int) -> None:
     """Draw every weight from a generator of its own, named by seed and parameter.
 
     Another module beside it or another order of modules changes no weight. Matrices: N(0, 1 / fan in), smaller by
-    sqrt(2 layers) at the ends of residual branches; embeddings N(0, 1 / width); the position table N(0, 0.1);
-    norms 1, biases 0; SigLIP's scale and bias keep their published start.
+    sqrt(2 layers) at the ends of residual branches, experts' as if they stood alone; embeddings N(0, 1 / width); the
+    position table N(0, 0.1); norms 1, biases 0; SigLIP's scale and bias keep their published start. On the meta device
+    there is nothing to draw.
     """
     for name, weight in model.named_parameters():
+        if weight.is_meta:
+            continue
         generator = torch.Generator().manual_seed(random_key("initial weights", seed, name) >> 1)
         if name.endswith(("log_scale", "contrastive.bias")):
             continue
@@ -113,8 +119,8 @@ def initialise(model: nn.Module, seed: int) -> None:
 def _spread(model: nn.Module, name: str, weight: Tensor) -> float:
     if name.endswith("pos_emb.weight"):
         return 0.1
-    spread = weight[0].numel() ** -0.5
-    if any(f"{end}." in name for end in BRANCH_ENDS):
+    spread = (weight.shape[-1] if ".experts." in name else weight[0].numel()) ** -0.5
+    if any(f"{end}." in f"{name}." for end in BRANCH_ENDS):
         layers = next(len(m) for key, m in _stacks(model) if name.startswith(key))
         spread /= math.sqrt(2 * layers)
     return spread

@@ -13,9 +13,10 @@ AXIAL_THETA = 10000.0
 
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
-    """Return float [N, H, D] with each neighbouring pair of channels turned by its place's turn."""
-    pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2))
-    return torch.view_as_real(pairs * turns[:, None]).flatten(-2)
+    """Return float [N, H, D] with each neighbouring pair of channels turned by its place, in float32 at least."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    pairs = torch.view_as_complex(wide.reshape(*x.shape[:-1], x.shape[-1] // 2, 2))
+    return torch.view_as_real(pairs * turns[:, None]).flatten(-2).to(x.dtype)
 
 
 def text_turns(position: Tensor, width: int, *, theta: float, context: int, factor: float) -> Tensor:

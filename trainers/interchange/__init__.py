@@ -1,0 +1,1 @@
+"""A model to and from the published layout: safetensors under the released names, adapters in peft's."""

@@ -1,0 +1,234 @@
+"""A checkpoint of the lake in, a folder of the released layout out: what transformers and servers load.
+
+Run: python -m trainers.interchange.export joint-1234/00000070 --to folder --store s3://lake
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from k25_pipelines.commands.parts import progress_bar
+from k25_pipelines.errors import CheckpointError, K25Error
+from k25_pipelines.lineage_tables import checkpoint_key
+from k25_pipelines.plan.size import PROFILES, Profile
+from k25_pipelines.planning import open_plan
+from k25_pipelines.sample.tokens import Tokenizer, load_tokenizer
+from k25_pipelines.storage.store import Store, open_store
+from trainers.checkpoint import RECORD, load_weights, read_record
+from trainers.config import ModelConfig, parse
+from trainers.interchange import lora
+from trainers.interchange.card import LINEAGE, left_out, lineage_of, model_card
+from trainers.interchange.folder import new_folder
+from trainers.interchange.lora_config import LoraConfig
+from trainers.interchange.names import published
+from trainers.interchange.processor_files import processor_files
+from trainers.interchange.published_config import published_config
+from trainers.interchange.shards import SHARD_BYTES, Progress, sha256_of, weights_digest, write_shards
+from trainers.lifetime import end_with_parent
+
+DTYPES = ("float32", "bfloat16", "float16")
+ALWAYS_FLOAT32 = "e_score_correction_bias"
+"""The bias that chooses experts moves by less than a narrow type can tell."""
+
+
+def export_checkpoint(
+    store: Store,
+    checkpoint: str,
+    folder: Path,
+    *,
+    dtype: str | None = None,
+    tokenizer: str | None = None,
+    merge: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress = lambda done, total, what: None,
+) -> dict[str, Any]:
+    """Write a published checkpoint as a new folder, and return its lineage.
+
+    A checkpoint with adapters gives a folder of adapters, or with `merge` a whole model.
+
+    Args:
+        store: the lake.
+        checkpoint: its key; `k25/checkpoints/` may be left out.
+        folder: is made; appears whole or not at all.
+        dtype: one of DTYPES; None is that of the files it was imported from, else float32.
+        tokenizer: name, digest or URI; None is that of the plan it was trained on.
+        merge: add adapters to the weights they stand beside.
+        shard_bytes: most bytes of a file of weights.
+        progress: called with bytes done, bytes of all, and what is at hand.
+
+    Raises:
+        K25Error: no such checkpoint or tokenizer, the folder is there, or the layout has no place for the model.
+    """
+    key = _key(store, checkpoint)
+    record = read_record(store, key)
+    config = parse(ModelConfig, record["config"]["model"])
+    words, profile = _tokenizer(store, record, tokenizer), _profile(store, record)
+    said = {"dtype": dtype or record.get("published", {}).get("dtype", "float32"), "dtype_of": _types(record, dtype)}
+    with new_folder(folder) as aside:
+        progress(0, 1, "reading")
+        state, lineage = load_weights(store, key), lineage_of(record, key) | {"tokenizer": words.digest}
+        adapters = _adapters(key, record, state, merge=merge)
+        if adapters and not merge:
+            return _write_adapters(aside, state, config, adapters=adapters, lineage=lineage)
+        state = lora.merged(state, adapters) if adapters else state
+        known = {"tokenizer": words, "profile": profile, "lineage": lineage, **said}
+        return write_model(aside, state, config, **known, shard_bytes=shard_bytes, progress=progress)
+
+
+def export_model(model: nn.Module, config: ModelConfig, tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
+    """Write a model that is in memory as a new folder in float32, and return its lineage."""
+    unknown = dict.fromkeys(("digest", "run", "plan", "parent", "code_version", "imported_files"))
+    lineage = {"checkpoint": None, "stage": "in memory", "step": None, "segments": [], **unknown}
+    with new_folder(folder) as aside:
+        return write_model(aside, model.state_dict(), config, tokenizer=tokenizer, lineage=lineage)
+
+
+def write_model(
+    folder: Path,
+    state: Mapping[str, Tensor],
+    config: ModelConfig,
+    *,
+    tokenizer: Tokenizer,
+    lineage: Mapping[str, Any],
+    profile: Profile = PROFILES["kimi_k25"],
+    dtype: str = "float32",
+    dtype_of: Callable[[str], torch.dtype] = lambda name: torch.float32,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress = lambda done, total, what: None,
+) -> dict[str, Any]:
+    """Write all files of the released layout into a folder that exists, and return the lineage that stands there."""
+    _check_fit(config, tokenizer, profile)
+    own = json.dumps(published_config(config, tokenizer.special, dtype=dtype), indent=2) + "\n"
+    context = int(config.language.context * config.language.yarn_factor)
+    files = processor_files(tokenizer, profile, context=context, has_vision=config.vision is not None)
+    for name, data in {"config.json": own.encode(), **files}.items():
+        (folder / name).write_bytes(data)
+    sums = {name: sha256_of(folder / name) for name in ("config.json", *files)}
+    sums |= write_shards(folder, published(state), dtype_of=dtype_of, shard_bytes=shard_bytes, progress=progress)
+    told = {
+        **lineage,
+        "weights": weights_digest(state),
+        "dtype": dtype,
+        "tokenizer": tokenizer.digest,
+        "left_out": left_out(list(state)),
+        "files": dict(sorted(sums.items())),
+    }
+    _write_lineage(folder, config, told)
+    return told
+
+
+def _write_adapters(
+    folder: Path, state: Mapping[str, Tensor], config: ModelConfig, *, adapters: LoraConfig, lineage: Mapping[str, Any]
+) -> dict[str, Any]:
+    parent = lineage["parent"]
+    base = parent if isinstance(parent, str) else ", ".join(parent or ())
+    lora.write_adapters(folder, state, adapters, base=base)
+    sums = {name: sha256_of(folder / name) for name in (lora.CONFIG, lora.WEIGHTS)}
+    digest = weights_digest(lora.adapters_of(state))
+    told = {**lineage, "weights": digest, "dtype": "float32", "left_out": ["the model's own weights"], "files": sums}
+    _write_lineage(folder, config, told, is_adapter=True)
+    return told
+
+
+def _write_lineage(folder: Path, config: ModelConfig, lineage: Mapping[str, Any], *, is_adapter: bool = False) -> None:
+    (folder / LINEAGE).write_text(json.dumps(lineage, indent=1) + "\n")
+    (folder / "README.md").write_text(model_card(config, lineage, is_adapter=is_adapter))
+
+
+def _adapters(key: str, record: Mapping, state: Mapping[str, Tensor], *, merge: bool) -> LoraConfig | None:
+    if not lora.has_adapters(state):
+        if merge:
+            raise CheckpointError(f"{key} has no adapters to merge; leave out --merge")
+        return None
+    told = record["config"].get("lora")
+    if not told:
+        raise CheckpointError(f"{key} has adapters, and its config has no `lora` to say their scale; train it anew")
+    return parse(LoraConfig, told, "config.lora.")
+
+
+def _types(record: Mapping, dtype: str | None) -> Callable[[str], torch.dtype]:
+    """Return the type of each tensor: as it was imported, or one for all but what must be float32."""
+    if dtype is None and "published" in record:
+        known = record["published"]
+        return lambda name: getattr(torch, known["others"].get(name, known["dtype"]))
+    chosen = getattr(torch, dtype or "float32")
+    return lambda name: torch.float32 if name.endswith(ALWAYS_FLOAT32) else chosen
+
+
+def _key(store: Store, told: str) -> str:
+    ending = f"/{RECORD}"
+    keys = [info.key for info in store.list("k25/checkpoints/")]
+    return checkpoint_key(told, [key.removesuffix(ending) for key in keys if key.endswith(ending)])
+
+
+def _tokenizer(store: Store, record: Mapping, name: str | None) -> Tokenizer:
+    if name is None and record.get("plan"):
+        name = open_plan(store, record["plan"]).tokenizer
+    name = name or record.get("tokenizer")
+    if name is None:
+        raise CheckpointError(
+            "the checkpoint names no plan and no tokenizer; name one with --tokenizer, such as default"
+        )
+    return load_tokenizer(name, store)
+
+
+def _profile(store: Store, record: Mapping) -> Profile:
+    return PROFILES[open_plan(store, record["plan"]).profile if record.get("plan") else "kimi_k25"]
+
+
+def _check_fit(config: ModelConfig, tokenizer: Tokenizer, profile: Profile) -> None:
+    if tokenizer.num_tokens > config.language.vocab:
+        raise CheckpointError(
+            f"the tokenizer has {tokenizer.num_tokens} tokens, the model's vocab is {config.language.vocab}; "
+            "name the tokenizer it was trained with"
+        )
+    vision = config.vision
+    if vision and (vision.patch, vision.merge) != (profile.patch, profile.merge):
+        raise CheckpointError(
+            f"model.vision has patch {vision.patch} and merge {vision.merge}, profile {profile.name} "
+            f"{profile.patch} and {profile.merge}; export with the profile it was trained with"
+        )
+
+
+def main() -> int:
+    """Export one checkpoint as the command line says; 0, or 2 with one line of error."""
+    parser = argparse.ArgumentParser(prog="python -m trainers.interchange.export", description=__doc__)
+    parser.add_argument("checkpoint")
+    parser.add_argument("--to", type=Path, required=True)
+    parser.add_argument("--store", required=True)
+    parser.add_argument("--dtype", choices=DTYPES)
+    parser.add_argument("--tokenizer")
+    parser.add_argument("--merge", action="store_true")
+    options = parser.parse_args()
+    try:
+        with progress_bar("export") as progress:
+            lineage = export_checkpoint(
+                open_store(options.store),
+                options.checkpoint,
+                options.to,
+                dtype=options.dtype,
+                tokenizer=options.tokenizer,
+                merge=options.merge,
+                progress=progress,
+            )
+    except (K25Error, ValueError) as error:
+        sys.stderr.write(f"k25 export: {' '.join(str(error).split())}\n")
+        return 2
+    except OSError as error:
+        sys.stderr.write(
+            f"k25 export: {error.filename or options.to}: {error.strerror or error}; check path and space\n"
+        )
+        return 2
+    sys.stdout.write(f"{options.to}: {len(lineage['files']) + 2} files, weights {lineage['weights'][:12]}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    end_with_parent()
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Optimizers: gradients in, moved weights out; DeepSpeed stays outside."""
