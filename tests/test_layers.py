@@ -48,6 +48,8 @@ ONE_DOOR = {
     "dagster": ["assets/"],
     "dagster_pipes": ["trainers/report.py", "assets/"],
     "webdataset": [],
+    "safetensors": ["trainers/interchange/"],
+    "transformers": [],
 }
 """Heavy library -> the places of k25_pipelines, trainers and assets that may import it."""
 
