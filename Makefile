@@ -31,7 +31,7 @@ exact: setup  ## The long matrices: ranks x threads x kills
 	@$(BIN)/pytest -q -m exact
 
 bench: setup  ## Speed as ratios, against a peer in the same run; results are kept in benchmarks/results
-	@$(BIN)/k25 up --background && . .k25/env && $(BIN)/python -m benchmarks.loader
+	@for name in planner traffic opening pixels plumbing; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 check: setup  ## Lint, format, types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/basedpyright
