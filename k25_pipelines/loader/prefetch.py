@@ -82,7 +82,8 @@ class Reader:
         self._whole_bytes = whole_bytes
         self._sources: dict[str, Source] = {}
         self._locks = {name: threading.Lock() for name in datasets}
-        self._early: dict[tuple[str, Extent], Future[bytes]] = {}
+        self._early: dict[tuple[str, Extent], tuple[Future[bytes], int]] = {}
+        """Part of a dataset -> the read that holds it, and where in its bytes it begins."""
         self._pool = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix=prefix)
         self._extents = lru_cache(maxsize=EXTENTS_KEPT)(self._chunk_extents)
 
@@ -110,7 +111,9 @@ class Reader:
             part = shard, offset, num_bytes, etag
             early = self._early.pop((dataset, part), None) if self._early else None
             try:
-                return early.result() if early else self._part(dataset, _around(ranges, part), part)
+                if early is None:
+                    return self._part(dataset, _around(ranges, part), part)
+                return early[0].result()[early[1] : early[1] + num_bytes]
             except ObjectChangedError as error:
                 raise ObjectChangedError(f"{dataset}: {error}") from error
 
@@ -135,11 +138,13 @@ class Reader:
         share = Counter(chunks)
         for (name, line), chunk in zip(samples, chunks, strict=True):
             ranges = self._extents(*chunk)
-            for part in self._parts(name, line):
-                whole = _around(ranges, part)
-                is_small = whole[2] >= max(EARLY_BYTES, EARLY_SHARE * share[chunk] * part[2])
-                if is_small and (name, part) not in self._early:
-                    self._early[name, part] = self._pool.submit(self._part, name, whole, part, eager=True)
+            parts = self._parts(name, line)
+            for run in merged(parts):  # a picture and its words mostly lie together
+                whole = _around(ranges, run)
+                if whole[2] < max(EARLY_BYTES, EARLY_SHARE * share[chunk] * run[2]):
+                    continue
+                read = self._pool.submit(self._part, name, whole, run, eager=True)
+                self._early |= {(name, part): (read, part[1] - run[1]) for part in parts if _around([run], part) == run}
 
     def fetch_ahead(self, chunk: Chunk) -> list[Future[bytes]]:
         """Begin to fetch a chunk; what fails is met again, and raised, where its bytes are needed."""
