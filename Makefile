@@ -34,7 +34,7 @@ bench: setup  ## Speed as ratios, against a peer in the same run; results are ke
 	@for name in planner traffic opening pixels plumbing; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 check: setup  ## Lint, format, types
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/basedpyright
+	@$(BIN)/ruff check --no-cache . && $(BIN)/ruff format --check . && $(BIN)/basedpyright
 
 format: setup  ## Put the code in its form
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .

@@ -48,9 +48,8 @@ def decode_cv2(b):
 
 
 def decode_k25(b):
-    from k25_pipelines.sample.resample import resized
-
     from k25_pipelines.sample.decode import decode_image
+    from k25_pipelines.sample.resample import resized
 
     a = decode_image(b)
     h, w = a.shape[:2]
