@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from k25_pipelines.keys import digest
+from trainers.interchange.lora_config import LoraConfig
 from trainers.model.checks import check_model
 
 if TYPE_CHECKING:
@@ -131,6 +132,22 @@ class TrainConfig:
     """Module -> checkpoint key (`k25/checkpoints/<run>/<step>`) its weights start from; random where absent."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0: only the last step has one."""
+    lora: LoraConfig | None = None
+    """Adapters that are trained instead of the modules' own weights."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParallelConfig:
+    """How the ranks of a run share the work; what is learnt is the same but for rounding."""
+
+    decoupled_vision: bool = True
+    """Whether media are encoded by all ranks alike (DEP), wherever their packs are."""
+    expert_ranks: int = 1
+    """Ranks that share one set of experts."""
+    pipeline_stages: int = 1
+    """Ranks that the decoder's layers are spread over."""
+    virtual_stages: int = 2
+    """Runs of layers that each rank of a pipeline has (interleaved 1F1B)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,6 +163,11 @@ class Run:
     """Local folder for metrics, checkpoints on their way, and caches."""
     threads: int = 2
     """Compute threads of one rank: pinned, since sums depend on it."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    recompute: tuple[str, ...] = ()
+    """Parts of the decoder made again for the backward pass, of `trainers.model.recompute.PARTS`; the bits stay."""
+    offload: bool = False
+    """Whether what the backward pass needs waits in the CPU's memory."""
     stop_at: int | None = None
     """Leave after this many steps of the config, with a checkpoint there; for tests and slices of a run."""
 
