@@ -8,6 +8,7 @@ import dagster as dg
 
 from assets.partitions import DATASETS
 from assets.pictures import histogram
+from assets.policies import STORE, retry_the_store
 from assets.reporting import materialized, picture, table
 from assets.resources import LakeResource
 from k25_pipelines.catalog.manifest import Manifest
@@ -15,7 +16,6 @@ from k25_pipelines.catalog.registration import Registration
 from k25_pipelines.catalog.registry import (
     dataset_names,
     dataset_versions,
-    index_dataset,
     load_manifest,
     register,
 )
@@ -24,6 +24,7 @@ from k25_pipelines.errors import ObjectNotFoundError
 from k25_pipelines.keys import digest
 from k25_pipelines.sample.tokens import load_tokenizer
 from k25_pipelines.storage.store import Store
+from k25_pipelines.verdicts import Verdict, write_verdict
 
 GROUP = "data_layer"
 DEMO = {"k25/demo": ""}
@@ -47,14 +48,27 @@ Progress = Callable[[int, int, str], None]
     kinds={"s3", "parquet"},
     tags=DEMO,
     code_version="1",
-    check_specs=[dg.AssetCheckSpec(QUARANTINE_CHECK, asset="dataset_manifest", description="Few samples are broken.")],
+    pool=STORE,
+    check_specs=[
+        dg.AssetCheckSpec(
+            QUARANTINE_CHECK, asset="dataset_manifest", description="Few samples are broken.", blocking=True
+        )
+    ],
 )
+@retry_the_store
 def dataset_manifest(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
     """One registered dataset, indexed where it lies: a line a sample, with sizes, licences and what is broken."""
     objects, name = lake.open(), context.partition_key
     register_listed(objects, name)
+    return index_one(objects, name, progress=log_progress(context))
+
+
+def index_one(objects: Store, name: str, *, progress: Progress | None = None) -> dg.MaterializeResult:
+    """Index what is new in a dataset; return what its manifest is now, with the verdict of its check."""
+    from k25_pipelines.governance import index_dataset  # loads the codecs, which the definitions do without
+
     before = _current_digest(objects, name)
-    manifest = index_dataset(objects, name, progress=_log_progress(context))
+    manifest = index_dataset(objects, name, progress=progress)
     facts = statistics(manifest)
     return materialized(
         manifest.digest,
@@ -69,7 +83,7 @@ def dataset_manifest(context: dg.AssetExecutionContext, lake: LakeResource) -> d
             "gallery": _gallery(objects, manifest),
             "statistics": facts,
         },
-        checks=[_quarantine_check(facts)],
+        checks=[_quarantine_check(objects, facts)],
     )
 
 
@@ -81,14 +95,16 @@ def dataset_manifest(context: dg.AssetExecutionContext, lake: LakeResource) -> d
     kinds={"parquet", "numpy"},
     tags=DEMO,
     code_version="1",
+    pool=STORE,
 )
+@retry_the_store
 def dataset_lengths(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
     """How many text tokens each sample has under the tokenizer and profile of the recipes."""
     from k25_pipelines.sample.lengths import text_lengths  # loads the codecs, which the definitions do without
 
     objects, name = lake.open(), context.partition_key
     manifest, tokenizer = load_manifest(objects, name), load_tokenizer("default", objects)
-    lengths = text_lengths(objects, manifest, tokenizer, PROFILE, progress=_log_progress(context))
+    lengths = text_lengths(objects, manifest, tokenizer, PROFILE, progress=log_progress(context))
     return materialized(
         digest(manifest.digest, tokenizer.digest, PROFILE, lengths),
         metadata={
@@ -146,7 +162,7 @@ def _current_digest(lake: Store, name: str) -> str | None:
     return load_manifest(lake, name).digest if dataset_versions(lake, name) else None
 
 
-def _log_progress(context: dg.AssetExecutionContext) -> Progress:
+def log_progress(context: dg.AssetExecutionContext) -> Progress:
     """Return a progress callback that writes a line to the run's log, at most one every two seconds."""
     said_at = time.monotonic()
 
@@ -159,17 +175,16 @@ def _log_progress(context: dg.AssetExecutionContext) -> Progress:
     return progress
 
 
-def _quarantine_check(facts: dict) -> dg.AssetCheckResult:
+def _quarantine_check(lake: Store, facts: dict) -> dg.AssetCheckResult:
     share = facts["num_quarantined"] / max(1, facts["num_lines"])
+    figures = {"quarantined": facts["num_quarantined"], "share": share, "budget": QUARANTINE_BUDGET}
+    passed = share <= QUARANTINE_BUDGET
+    subject = facts["digest"]
+    write_verdict(lake, Verdict(subject=subject, check=QUARANTINE_CHECK, passed=passed, blocking=True, figures=figures))
     return dg.AssetCheckResult(
         check_name=QUARANTINE_CHECK,
-        passed=share <= QUARANTINE_BUDGET,
-        metadata={
-            "quarantined": facts["num_quarantined"],
-            "share": share,
-            "budget": QUARANTINE_BUDGET,
-            "reasons": dg.MetadataValue.json(facts["quarantined"]),
-        },
+        passed=passed,
+        metadata={**figures, "reasons": dg.MetadataValue.json(facts["quarantined"])},
     )
 
 

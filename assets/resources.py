@@ -2,7 +2,9 @@
 
 import os
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from k25_pipelines.storage.store import Store, open_store
 REPOSITORY = Path(__file__).resolve().parent.parent
 STATE = REPOSITORY / ".k25"
 DAGSTER_HOME_DEFAULT = STATE / "dagster"
+RATES = ("tokens_per_gpu_second", "usd_per_gpu_hour", "usd_per_1000_gets", "usd_per_gb")
+"""Rates of a quote that K25_TOKENS_PER_GPU_SECOND and so on may say."""
 
 
 class NotAnOutputError(K25Error):
@@ -87,6 +91,12 @@ class RetrainingSettings:
     """Whether the schedule runs as soon as a daemon does; else it is switched on in the web page."""
     stages: tuple[str, ...]
     """The stages that are trained anew; the others are taken from the main edition."""
+    most_usd: float | None = None
+    """What one retraining may cost by its quote; None: anything."""
+    most_usd_per_month: float | None = None
+    """What the retrainings of 30 days may cost together."""
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """Speeds and prices of the quote that differ from its own."""
 
 
 def resources_from_env() -> dict[str, Any]:
@@ -123,7 +133,46 @@ def retraining_from_env(stages: tuple[str, ...]) -> RetrainingSettings:
         cron=os.environ.get("K25_RETRAIN_CRON", "0 2 * * *"),
         is_on=os.environ.get("K25_RETRAIN", "off") == "on",
         stages=tuple(stage for stage in stages if stage in chosen.split(",")) if chosen else stages,
+        most_usd=_amount("K25_RETRAIN_USD"),
+        most_usd_per_month=_amount("K25_RETRAIN_USD_PER_MONTH"),
+        rates={name: told for name in RATES if (told := _amount(f"K25_{name.upper()}")) is not None},
     )
+
+
+def first_day_from_env() -> str:
+    """Return the first day of ingestion, K25_FIRST_DAY, such as `2026-01-01`. Raises K25Error: it is no day."""
+    told = os.environ.get("K25_FIRST_DAY", "2026-01-01")
+    try:
+        return date.fromisoformat(told).isoformat()
+    except ValueError as error:
+        raise K25Error(f"K25_FIRST_DAY is {told!r}; write a day such as 2026-01-01") from error
+
+
+def is_on(name: str) -> bool:
+    """Return whether an environment variable that is on or off is on."""
+    return os.environ.get(name, "off") == "on"
+
+
+def inbox_from_env() -> str:
+    """Return the bucket prefix below which new datasets announce themselves, K25_INBOX; empty if there is none."""
+    return os.environ.get("K25_INBOX", "")
+
+
+def webhook_from_env() -> str:
+    """Return where failures are told, K25_ALERT_WEBHOOK; empty if nowhere."""
+    return os.environ.get("K25_ALERT_WEBHOOK", "")
+
+
+def _amount(name: str) -> float | None:
+    """Return the number in an environment variable, None where there is none. Raises K25Error: no amount."""
+    told = os.environ.get(name, "")
+    try:
+        amount = float(told) if told else None
+    except ValueError:
+        amount = -1.0
+    if amount is not None and not 0 <= amount < float("inf"):
+        raise K25Error(f"{name} is {told!r}; write a number of at least 0")
+    return amount
 
 
 def dagster_home() -> Path:

@@ -9,7 +9,21 @@ import os
 import sys
 from io import TextIOWrapper
 
-from k25_pipelines.commands import batches, cache, datasets, lineage, model, plans, server, training
+from k25_pipelines.commands import (
+    batches,
+    cache,
+    datasets,
+    gc,
+    governance,
+    lineage,
+    model,
+    plans,
+    server,
+    sql,
+    sync,
+    training,
+    views,
+)
 from k25_pipelines.commands.parts import Parser
 from k25_pipelines.errors import K25Error
 
@@ -61,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for topic in (server, datasets, plans, batches, lineage, cache, training, model):
+    for topic in (server, datasets, plans, batches, lineage, cache, training, model, sync, gc, governance, views, sql):
         topic.add_commands(commands)
     return parser
 

@@ -6,9 +6,9 @@ The questions are SQL over `lineage_tables`; they stand here to be read, and to 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 
+from k25_pipelines import sql
 from k25_pipelines.errors import LineageError
 from k25_pipelines.lineage_tables import (
     Known,
@@ -150,15 +150,7 @@ def ask(lake: Store, question: str, values: Mapping[str, Any] | None = None) -> 
 
 def _asked(tables: Mapping[str, pa.Table], question: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the answer of one question over tables that are named as it names them. Raises LineageError."""
-    with duckdb.connect() as connection:
-        for name, table in tables.items():
-            connection.register(name, table)
-        try:
-            answer = connection.execute(question, dict(values))
-        except duckdb.Error as error:
-            raise LineageError(f"DuckDB does not understand the question: {' '.join(str(error).split())}") from error
-        names = [column[0] for column in answer.description or ()]
-        return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
+    return sql.answer(tables, question, values).to_pylist()
 
 
 def _withheld_since(

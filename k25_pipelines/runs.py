@@ -19,6 +19,7 @@ from k25_pipelines.plan.recipe import Recipe, parse_recipe, recipe_at, recipe_di
 from k25_pipelines.planning import Plan, open_plan
 from k25_pipelines.run_log import RUNS, consumed, consumed_ranges, log_steps, logged, sample_digests
 from k25_pipelines.storage.store import Store, checked_key
+from k25_pipelines.verdicts import plan_subjects, require_passed
 
 __all__ = ["amend", "consumed", "consumed_ranges", "follow", "log_steps", "sample_digests", "start_run", "take_stretch"]
 
@@ -124,11 +125,13 @@ def take_stretch(lake: Store, run: str, step: int) -> Stretch:
     Raises:
         PlanError: the plan has no such step.
         RunError: there is no such run.
+        VerdictError: a blocking check of the plan or of one of its datasets failed, and nobody accepted it.
     """
     last = _last_stretch(lake, run, step)
     if last is not None and step < last.end_step:
         return last
     pointer, plan = read_pointer(lake, run), open_plan(lake, follow(lake, run, step))
+    require_passed(lake, plan_subjects(plan))
     info = plan.segment_of(step)
     end = min(info.first_step + info.num_steps, step + STRETCH_STEPS)
     if pointer.hold is not None and step < pointer.hold:

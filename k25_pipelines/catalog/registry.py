@@ -6,10 +6,12 @@ from importlib import import_module
 
 import pyarrow as pa
 
+from k25_pipelines.catalog.blocked import Screen, read_blocked
 from k25_pipelines.catalog.changes import check_unchanged, found_objects, new_objects
 from k25_pipelines.catalog.contents import read_beside, write_beside
 from k25_pipelines.catalog.line import BESIDE, SCHEMA
 from k25_pipelines.catalog.manifest import Manifest, chunk_lines, make_manifest, read_manifest, write_manifest
+from k25_pipelines.catalog.pages import write_pages
 from k25_pipelines.catalog.partial import PARTIAL_SCHEMA
 from k25_pipelines.catalog.registration import Registration, checked_registration, nearest
 from k25_pipelines.catalog.scan import Progress, ScanJob
@@ -74,7 +76,13 @@ def load_manifest(lake: Store, name: str, digest: str | None = None) -> Manifest
 
 
 def index_dataset(
-    lake: Store, name: str, *, threads: int = 4, processes: int = 1, progress: Progress | None = None
+    lake: Store,
+    name: str,
+    *,
+    threads: int = 4,
+    processes: int = 1,
+    progress: Progress | None = None,
+    screen: Screen | None = None,
 ) -> Manifest:
     """Scan a dataset where it lies and return its manifest; a new version only if there are new lines.
 
@@ -87,13 +95,16 @@ def index_dataset(
         threads: requests under way at once; they change no line.
         processes: of several, each scans shards of its own, one at a time; they change no line.
         progress: called with objects done, of how many, and samples found.
+        screen: quarantines lines that hold what was taken down; `governance.index_dataset` gives it.
 
     Raises:
-        DatasetError: unknown, empty, or of objects that cannot be indexed.
+        DatasetError: unknown, empty, of objects that cannot be indexed, or there is a list of what was taken down and
+            nothing to screen new lines with.
         ManifestError: an object that an earlier version was made from is gone or was overwritten.
     """
     registered, previous = registration(lake, name), _current(lake, name)
     found = _scanned(lake, registered, previous, threads=threads, processes=processes, progress=progress)
+    found = _screened(lake, registered, found, screen)
     table = pa.concat_tables([previous.table if previous else SCHEMA.empty_table(), found.select(SCHEMA.names)])
     if not table.num_rows:
         raise DatasetError(f"{name}: the objects below {registered.uri} hold no samples; check the URI and the kind")
@@ -102,8 +113,21 @@ def index_dataset(
     if not previous or manifest.digest != previous.digest:
         before = read_beside(lake, previous) if previous else BESIDE.empty_table()
         write_beside(lake, manifest, pa.concat_tables([before, found.select(BESIDE.names)]))
+        write_pages(lake, manifest)
         _publish(lake, registered, manifest, parent=previous)
     return manifest
+
+
+def _screened(lake: Store, registered: Registration, found: pa.Table, screen: Screen | None) -> pa.Table:
+    """Return new lines with those quarantined that were taken down; without a screen there must be nothing to find."""
+    if not found.num_rows or not read_blocked(lake):
+        return found
+    if screen is None:
+        raise DatasetError(
+            f"{registered.name}: samples were taken down in {lake.url}, and nothing looks for them in what is new;"
+            " index with k25 index, or call governance.index_dataset"
+        )
+    return screen(registered, found)
 
 
 def _scanned(lake: Store, registered: Registration, previous: Manifest | None, **how) -> pa.Table:

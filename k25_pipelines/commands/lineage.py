@@ -79,6 +79,7 @@ def _step_line(step) -> str:
 
 def _trace(options: argparse.Namespace) -> None:
     from k25_pipelines import lineage, naming
+    from k25_pipelines.governance.takedown import forgotten_by
 
     lake = open_lake()
     if options.step is not None and options.checkpoint is None:
@@ -96,6 +97,8 @@ def _trace(options: argparse.Namespace) -> None:
     found = []
     for name, line in named:
         told = {"sample": f"{name}:{line}", "key": naming.key_of(lake, name, line)}
+        if gone := forgotten_by(lake, name, line):
+            told["forgotten"] = f"{gone.at}, {gone.author}: {gone.reason} (takedown {gone.id[:12]})"
         found.append({**told, **lineage.trace_sample(lake, dataset=name, line=line)})
     _say(
         options,
@@ -118,6 +121,8 @@ def _say(options: argparse.Namespace, questions: Sequence[str], facts: Any, page
 
 def _sample_page(sample: Mapping[str, Any]) -> str:
     head = f"{sample['sample']} (key {sample['key']})"
+    if sample.get("forgotten"):
+        head = f"forgotten {sample['forgotten']}\n{head}"
     if not sample["runs"]:
         return f"{head}: no run has consumed it"
     runs = [

@@ -1,4 +1,4 @@
-"""Whether sources can give what a recipe asks of them."""
+"""Whether sources can give what a recipe asks of them, and under terms that it allows."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,25 +8,39 @@ from k25_pipelines.errors import RecipeError
 from k25_pipelines.plan.recipe import Recipe
 from k25_pipelines.plan.source import SourceTable
 
+UNNAMED = ("", "unknown", "none", "n/a", "noassertion")
+"""Words that say nothing about terms; a recipe takes such samples only where it names the word itself."""
+
 
 def check_sources(recipe: Recipe, names: Sequence[str], tables: Mapping[str, SourceTable]) -> None:
-    """Raise RecipeError where a source is missing, has nothing to give, or stands under a licence not allowed."""
+    """Raise RecipeError where a source is missing, has nothing to give, or holds samples of terms not allowed."""
     for name in names:
         if name not in tables:
             raise RecipeError(f"recipe {recipe.name}: no table of source {name}; known are {', '.join(sorted(tables))}")
         if not usable(tables[name]).any():
             raise RecipeError(f"recipe {recipe.name}: source {name} has no readable sample; index it or leave it out")
-        refused = {
-            licence: count
-            for licence, count in sorted(tables[name].licences.items())
-            if recipe.licences is not None and licence not in recipe.licences
-        }
-        if refused:
-            counts = ", ".join(f"{count} of {licence or 'no licence'}" for licence, count in refused.items())
-            raise RecipeError(
-                f"recipe {recipe.name}: source {name} has samples of licences that are not allowed: {counts}; "
-                f"allowed are {', '.join(recipe.licences or ())}: add the licence, or leave the source out"
-            )
+        _check_terms(recipe, tables[name], "licences", recipe.licences, tables[name].licences)
+        _check_terms(recipe, tables[name], "sources_allowed", recipe.sources_allowed, tables[name].origins)
+
+
+def _check_terms(
+    recipe: Recipe, table: SourceTable, field: str, allowed: Sequence[str] | None, found: Mapping[str, int]
+) -> None:
+    """Raise RecipeError unless every sample that can be packed is known to be of allowed terms."""
+    what = "licence" if field == "licences" else "source"
+    refused = {word: count for word, count in sorted(found.items()) if not _is_allowed(word, allowed)}
+    if not refused:
+        return
+    counts = ", ".join(f"{count} of {word or f'no {what}'}" for word, count in refused.items())
+    known = ", ".join(allowed) or "none" if allowed is not None else f"all that name their {what}"
+    raise RecipeError(
+        f"recipe {recipe.name}: source {table.name} has samples of {what}s that are not allowed: {counts}; "
+        f"allowed are {known}: add the {what} to {field}, or leave the source out"
+    )
+
+
+def _is_allowed(word: str, allowed: Sequence[str] | None) -> bool:
+    return word.strip().lower() not in UNNAMED if allowed is None else word in allowed
 
 
 def usable(table: SourceTable) -> np.ndarray:

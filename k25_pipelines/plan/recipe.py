@@ -74,7 +74,9 @@ class Recipe:
     max_image_tokens: int = 1024
     """Scaling budget of an image, after the merge [tokens]."""
     licences: tuple[str, ...] | None = None
-    """Allow-list; None: any."""
+    """Allow-list; None: any that is named."""
+    sources_allowed: tuple[str, ...] | None = None
+    """Allow-list of what samples say of where they come from; None: any that is named."""
     max_images_per_pack: int | None = None
     """Vision rows (images, video volumes) in one pack."""
     max_patches_per_pack: int | None = None
@@ -103,8 +105,9 @@ def parse_recipe(mapping: Mapping[str, Any]) -> Recipe:
     for name in ("lanes", "max_images_per_pack", "max_patches_per_pack"):
         _whole(values, name, "recipe")
     values["sources"] = _parse_sources(values["sources"], "recipe")
-    if "licences" in values:
-        values["licences"] = _names(values["licences"], "recipe: licences")
+    for name in ("licences", "sources_allowed"):
+        if name in values:
+            values[name] = _names(values[name], f"recipe: {name}")
     values["changes"] = _parse_changes(values.get("changes", ()), values["sources"])
     recipe = Recipe(**values)
     _check(recipe)
@@ -114,6 +117,8 @@ def parse_recipe(mapping: Mapping[str, Any]) -> Recipe:
 def recipe_dict(recipe: Recipe, *, steps: bool = True) -> dict[str, Any]:
     """Return the recipe as plain data that `parse_recipe` reads back; without `steps` it is the identity."""
     plain = {f.name: _plain(getattr(recipe, f.name)) for f in fields(Recipe)}
+    if recipe.sources_allowed is None:  # plans that were made before there was such a list keep their names
+        del plain["sources_allowed"]
     if not steps:
         del plain["steps"]
         for tree in (plain["sources"], *(change["sources"] for change in plain["changes"])):

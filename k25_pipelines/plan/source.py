@@ -43,7 +43,9 @@ class SourceTable:
     more_media: np.ndarray | None = None
     """int64 [n], their vision rows."""
     licences: Mapping[str, int] = field(default_factory=dict)
-    """How many of the other lines stand under each licence."""
+    """How many of the lines that can be packed stand under each licence."""
+    origins: Mapping[str, int] = field(default_factory=dict)
+    """How many of them come from each source, in the words of the samples."""
 
     @property
     def num_lines(self) -> int:

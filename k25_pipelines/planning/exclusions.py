@@ -1,7 +1,7 @@
 """What is left out of plans: the lake's tombstones, and the selectors of a fork as line numbers."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,11 +66,28 @@ def tombstones(lake: Store, name: str | None = None) -> Tombstones:
         raise PlanError(f"no list of tombstones {lake.url}/{key}; restore it") from error
     if tombstones_digest(samples) != name:
         raise PlanError(f"{lake.url}/{key} is not the list of tombstones it is named for; restore it")
-    pairs = [sample.rsplit(":", 1) for sample in samples]
-    lines = {dataset: [int(line) for other, line in pairs if other == dataset] for dataset in {d for d, _ in pairs}}
-    return Tombstones(
-        digest=name, lines={dataset: np.array(sorted(found), dtype=np.int64) for dataset, found in lines.items()}
-    )
+    return Tombstones(digest=name, lines=lines_by_dataset(samples))
+
+
+def put_tombstones(lake: Store, samples: Sequence[str]) -> str:
+    """Put a list of forgotten samples in force, words `dataset:line`, and return its name.
+
+    Plans are told of it from the next segment on; loaders that open from now on give none of them.
+    """
+    name = tombstones_digest(samples)
+    if name != NO_TOMBSTONES:
+        lake.put_new(f"{TOMBSTONES}{name}.json", json.dumps(sorted(set(samples))).encode())
+    lake.put(f"{TOMBSTONES}current.json", json.dumps({"digest": name}).encode())
+    return name
+
+
+def lines_by_dataset(samples: Iterable[str]) -> dict[str, np.ndarray]:
+    """Return the line numbers of samples told as `dataset:line`, int64, ascending, each once."""
+    found: dict[str, set[int]] = {}
+    for sample in samples:
+        name, _, line = sample.rpartition(":")
+        found.setdefault(name, set()).add(int(line))
+    return {name: np.array(sorted(lines), dtype=np.int64) for name, lines in sorted(found.items())}
 
 
 def tombstones_digest(samples: Sequence[str]) -> str:

@@ -29,7 +29,7 @@ from k25_pipelines.planning.index import (
     last_segment,
     read_index,
 )
-from k25_pipelines.planning.make import Inputs, extend, go_on, open_inputs, plan_facts, planner_before
+from k25_pipelines.planning.make import Inputs, extend, go_on, open_inputs, plan_facts, planner_before, say_states
 from k25_pipelines.planning.objects import read_header, write_segment
 from k25_pipelines.planning.plan import Plan, open_plan, read_facts
 from k25_pipelines.planning.sources import Progress, excluded_lines
@@ -74,6 +74,7 @@ def fork_plan(
     parent = open_plan(lake, plan)
     _check(parent, at_step, reason=reason, author=author)
     inputs, left_out = _inputs(parent, recipe or parent.recipe, without, datasets or {}, progress)
+    say_states(inputs)
     versions = {name: manifest.digest for name, manifest in inputs.manifests.items()}
     if not without:
         _check_differs(parent, inputs.recipe, versions)

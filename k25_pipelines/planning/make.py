@@ -1,6 +1,7 @@
 """A recipe over dataset versions -> a plan in the lake; more steps of a plan that there is."""
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from k25_pipelines.planning.index import (
 from k25_pipelines.planning.objects import read_header, read_state, write_segment
 from k25_pipelines.planning.plan import read_facts
 from k25_pipelines.planning.sources import Progress, excluded_lines, source_table
+from k25_pipelines.retention import check_plannable
 from k25_pipelines.sample.tokens import Tokenizer, load_tokenizer, publish_tokenizer
 from k25_pipelines.storage.store import Store
 
@@ -108,6 +110,7 @@ def make_plan(
     """
     steps = recipe.steps if steps is None else steps
     inputs = open_inputs(lake, recipe, datasets, progress=progress)
+    say_states(inputs)
     publish_tokenizer(lake, inputs.tokenizer)
     gone = tombstones(lake, tombstone_list)
     sources = inputs.tables(gone.lines)
@@ -143,6 +146,7 @@ def extend_plan(lake: Store, plan: str, steps: int, *, progress: Progress | None
     inputs = open_inputs(lake, recipe, versions, progress=progress)
     if inputs.tokenizer.digest != facts["tokenizer"]:
         raise PlanError(f"plan {plan} was made with tokenizer {facts['tokenizer']}; {recipe.tokenizer} is another")
+    say_states(inputs, is_new=False)
     extend(inputs, plan, index, tombstones(lake), steps=steps)
     return plan
 
@@ -154,6 +158,13 @@ def open_inputs(
     tokenizer = load_tokenizer(recipe.tokenizer, lake)
     manifests = {name: load_manifest(lake, name, (datasets or {}).get(name)) for name in source_names(recipe)}
     return Inputs(lake=lake, recipe=recipe, manifests=manifests, tokenizer=tokenizer, progress=progress)
+
+
+def say_states(inputs: Inputs, *, is_new: bool = True) -> None:
+    """Warn of drafts and deprecated dataset versions. Raises DatasetError: one may not be planned any more."""
+    versions = {name: manifest.digest for name, manifest in inputs.manifests.items()}
+    for words in check_plannable(inputs.lake, versions, is_new=is_new):
+        logging.getLogger(__name__).warning(words)
 
 
 def plan_facts(

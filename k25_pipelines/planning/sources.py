@@ -39,8 +39,6 @@ def source_table(
         progress: told chunks done, chunks in all, and what.
     """
     media = manifest.media_table()
-    fine = manifest.table.filter(pa.array(~media["quarantined"]))["licence"]
-    counts = {str(entry["values"]): entry["counts"] for entry in fine.value_counts().to_pylist()}
     columns = {name: media[name] for name in ("width", "height", "frames", "fps")} if media["num_media"].any() else {}
     if (media["num_media"] > 1).any():
         columns |= _more_media(manifest, media, recipe)
@@ -52,9 +50,17 @@ def source_table(
         chunk_lines=manifest.chunk_lines,
         text_tokens=text_lengths(lake, manifest, tokenizer, recipe.profile, progress=progress),
         quarantined=media["quarantined"],
-        licences=counts,
+        licences=_counts(manifest, "licence", columns.get("excluded")),
+        origins=_counts(manifest, "source", columns.get("excluded")),
         **columns,
     )
+
+
+def _counts(manifest: Manifest, column: str, excluded: np.ndarray | None) -> dict[str, int]:
+    """Return how many of the lines that can be packed say what in a column."""
+    fine = ~manifest.quarantined if excluded is None else ~manifest.quarantined & ~excluded
+    values = manifest.table[column].filter(pa.array(fine)).value_counts()
+    return {str(entry["values"]): entry["counts"] for entry in values.to_pylist()}
 
 
 def excluded_lines(*exclusions: Lines) -> dict[str, np.ndarray]:

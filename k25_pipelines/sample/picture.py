@@ -56,6 +56,11 @@ def encoded(pixels: np.ndarray, *, quality: int = 80) -> bytes:
     return buffer.getvalue()
 
 
+def small_pixels(pixels: np.ndarray, *, side: int = 8) -> bytes:
+    """Return a picture as side x side pixels, red, green and blue of each a byte: what colours stand where in it."""
+    return Image.fromarray(pixels).resize((side, side), Image.Resampling.BOX).tobytes()
+
+
 def data_uri(pixels: np.ndarray, *, quality: int = 80) -> str:
     """Return the pixels as a `data:` address that a page or a Markdown picture can hold."""
     return "data:image/jpeg;base64," + base64.b64encode(encoded(pixels, quality=quality)).decode()

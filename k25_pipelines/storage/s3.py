@@ -279,7 +279,8 @@ def _error_of(answer: AWSResponse) -> botocore_errors.ClientError:
 
 
 def _code(error: Exception) -> str:
-    return getattr(error, "response", {}).get("Error", {}).get("Code", "")
+    answer = getattr(error, "response", None) or {}  # None where the connection broke before there was one
+    return answer.get("Error", {}).get("Code", "")
 
 
 def _status(error: botocore_errors.ClientError) -> int:

@@ -237,9 +237,14 @@ def _served_per_second(state: _State, now: float) -> float:
 
 
 @lru_cache(maxsize=64)
-def shared_budget(requests_per_second: float | None, bytes_per_second: float | None, folder: Path) -> Budget:
+def shared_budget(
+    requests_per_second: float | None,
+    bytes_per_second: float | None,
+    folder: Path,
+    clock: Callable[[], float] = time.monotonic,
+) -> Budget:
     """Return this process's budget of these limits and this folder, so that many stores open its file once."""
-    return Budget(requests_per_second, bytes_per_second, folder)
+    return Budget(requests_per_second, bytes_per_second, folder, clock=clock)
 
 
 def budget_folder(*store: str) -> Path:

@@ -1,6 +1,7 @@
 """Requests to one store: an operation in, its answer out, sent within the budget, hedged, retried and counted."""
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,8 @@ class Traffic:
         requests_per_second: float | None = None,
         bytes_per_second: float | None = None,
         hedge_seconds: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """Open the traffic with the store whose budget lies in `folder`.
 
@@ -34,12 +37,14 @@ class Traffic:
             requests_per_second: limit for this machine, None for what the store bears.
             bytes_per_second: limit for this machine, None for none.
             hedge_seconds: before which no small read is late; None asks for nothing twice.
+            clock: seconds, the same in all processes that share the folder.
+            sleep: waits so many of the clock's seconds.
         """
-        self._budget = shared_budget(requests_per_second, bytes_per_second, folder)
+        self._budget, self._sleep = shared_budget(requests_per_second, bytes_per_second, folder, clock), sleep
         self._is_transient, self._refusal = is_transient, refusal
         self._hedger: Hedger[bytes] | None = None
         if hedge_seconds:
-            self._hedger = Hedger(hedge_seconds, lambda: self._budget.acquire_free(SMALL_BYTES))
+            self._hedger = Hedger(hedge_seconds, lambda: self._budget.acquire_free(SMALL_BYTES), clock=clock)
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
 
@@ -49,7 +54,7 @@ class Traffic:
 
         def once() -> Answer:
             nonlocal is_again
-            self._budget.acquire(num_bytes)
+            self._budget.acquire(num_bytes, sleep=self._sleep)
             self.count(requests=1, retried=is_again)
             is_again = True
             try:
@@ -63,7 +68,7 @@ class Traffic:
             self._budget.answered()
             return answer
 
-        return retried(once, is_transient=self._is_transient, policy=policy)
+        return retried(once, is_transient=self._is_transient, policy=policy, sleep=self._sleep)
 
     def read(self, operation: Callable[[], bytes], *, policy: Callable[[], RetryPolicy], num_bytes: int = 0) -> bytes:
         """Return the bytes that the operation reads; a small read that is late is asked for a second time.
