@@ -10,16 +10,15 @@ from typing import Any
 
 import dagster as dg
 
-from assets.resources import LakeResource, lake_from_env, webhook_from_env
+from assets.resources import LakeResource, webhook_from_env
 from k25_pipelines.errors import K25Error
-from k25_pipelines.storage.store import Store
 
 ALERTS = "k25/alerts/"
 TIMEOUT_SECONDS = 10.0
 MOST_WORDS = 2000
 
 
-@dg.failure_hook(name="tell_failure")
+@dg.failure_hook(name="tell_failure", required_resource_keys={"lake"})
 def tell_failure(context: dg.HookContext) -> None:
     """Tell an asset's failure as it happens, also where no daemon runs."""
     error = context.op_exception
@@ -29,9 +28,9 @@ def tell_failure(context: dg.HookContext) -> None:
         job=context.job_name,
         what=context.op.name,
         partition=run.tags.get("dagster/partition") if run else None,
-        words=str(error.__cause__ or error) if error else "(no words)",
+        words=str(error) if error else "(no words)",
     )
-    context.log.info(tell(told))
+    context.log.info(tell(told, context.resources.lake))
 
 
 @dg.run_failure_sensor(
@@ -43,7 +42,7 @@ def tell_failure(context: dg.HookContext) -> None:
 def failed_runs(context: dg.RunFailureSensorContext, lake: LakeResource) -> None:
     """Tell runs that failed as a whole: lost with their machine, never started, or ended for taking too long."""
     run = context.dagster_run
-    if any(lake.open().list(f"{ALERTS}{run.run_id}/")):
+    if lake.url and any(lake.open().list(f"{ALERTS}{run.run_id}/")):
         return  # the hook was there
     told = alert(
         run_id=run.run_id,
@@ -52,7 +51,7 @@ def failed_runs(context: dg.RunFailureSensorContext, lake: LakeResource) -> None
         partition=run.tags.get("dagster/partition"),
         words=context.failure_event.message or "(no words)",
     )
-    context.log.info(tell(told, lake=lake.open()))
+    context.log.info(tell(told, lake))
 
 
 def alert(*, run_id: str, job: str, what: str, partition: str | None, words: str) -> dict[str, Any]:
@@ -62,14 +61,14 @@ def alert(*, run_id: str, job: str, what: str, partition: str | None, words: str
     return {"run": run_id, "job": job, "what": what, "partition": partition, "words": words[:MOST_WORDS], "text": text}
 
 
-def tell(told: dict[str, Any], *, lake: Store | None = None) -> str:
+def tell(told: dict[str, Any], lake: LakeResource) -> str:
     """Keep an alert in the lake and send it to K25_ALERT_WEBHOOK; return what was done, in words.
 
     A failure to tell is said, and hides no failure that was to be told.
     """
     done = []
     try:
-        (lake or lake_from_env().open()).put(f"{ALERTS}{told['run']}/{told['what']}.json", _json(told))
+        lake.open().put(f"{ALERTS}{told['run']}/{told['what']}.json", _json(told))
         done.append("kept in the lake")
     except K25Error as error:
         done.append(f"not kept in the lake: {error}")

@@ -4,6 +4,8 @@
 data version is another. Trainers are started by hand, by backfill, or by the schedule behind the cost guard.
 """
 
+import warnings
+
 import dagster as dg
 
 from assets import data_layer, plans
@@ -36,6 +38,8 @@ changed_data = dg.AutomationConditionSensorDefinition(
 
 def follow_changed_data(definitions: dg.Definitions) -> dg.Definitions:
     """Return the definitions with the condition on every asset that follows by itself."""
-    return definitions.map_asset_specs(
-        selection=FOLLOWING, func=lambda spec: spec.replace_attributes(automation_condition=DATA_CHANGED)
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.PreviewWarning)  # of the pinned version it is what we want
+        return definitions.map_resolved_asset_specs(
+            selection=FOLLOWING, func=lambda spec: spec.replace_attributes(automation_condition=DATA_CHANGED)
+        )

@@ -48,10 +48,8 @@ def refused_datasets(lake: Store, plan: Any) -> str:
     return ""
 
 
-def judged(
-    lake: Store, plan: str, figures: dict[str, Any], *, severity: dg.AssetCheckSeverity
-) -> dg.AssetCheckResult:
-    """Return whether a plan may be trained on, and keep it in the lake; where only fill is low it is a warning at toy."""
+def judged(lake: Store, plan: str, figures: dict[str, Any], *, severity: dg.AssetCheckSeverity) -> dg.AssetCheckResult:
+    """Return whether a plan may be trained on, and keep it in the lake; low fill alone is a warning at toy scale."""
     is_whole = figures["steps"] >= figures["recipe_steps"] and not figures["refused"]
     passed = is_whole and figures["fill"] >= MIN_FILL
     weight = dg.AssetCheckSeverity.ERROR if not is_whole else severity

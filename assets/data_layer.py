@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import dagster as dg
 
+from assets.insight import insight_metadata
+from assets.pages import gallery_link, insight_link
 from assets.partitions import DATASETS
 from assets.pictures import histogram
 from assets.policies import STORE, retry_the_store
@@ -80,6 +82,7 @@ def index_one(objects: Store, name: str, *, progress: Progress | None = None) ->
             "num_bytes": facts["num_bytes"],
             "quarantined": facts["num_quarantined"],
             "licences": table([{"licence": name, "samples": count} for name, count in facts["by_licence"].items()]),
+            "gallery_page": gallery_link(objects, name, manifest.digest),
             "gallery": _gallery(objects, manifest),
             "statistics": facts,
         },
@@ -115,6 +118,35 @@ def dataset_lengths(context: dg.AssetExecutionContext, lake: LakeResource) -> dg
             "lengths": picture(histogram(lengths, title=f"{name}: text tokens a sample", unit="tokens")),
         },
     )
+
+
+class Compared(dg.Config):
+    """What a dataset is looked at beside."""
+
+    against: list[str] = []  # noqa: RUF012 (pydantic copies it)
+    """Datasets that it may share samples with, such as one that is held out."""
+
+
+@dg.asset(
+    partitions_def=DATASETS,
+    deps=[dataset_manifest, dataset_lengths],
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"parquet", "html"},
+    tags=DEMO,
+    code_version="1",
+    pool=STORE,
+)
+@retry_the_store
+def dataset_insight(context: dg.AssetExecutionContext, config: Compared, lake: LakeResource) -> dg.MaterializeResult:
+    """What a dataset is in tokens, patches, shapes, languages and licences, and which samples are there twice."""
+    from k25_pipelines.gallery.insight import dataset_insight as look  # loads the codecs, which definitions do without
+    from k25_pipelines.gallery.insight import insight_facts
+
+    objects, name = lake.open(), context.partition_key
+    known = look(objects, name, against=config.against, progress=log_progress(context))
+    shown = {"insight_page": insight_link(objects, known), **insight_metadata(known)}
+    return materialized(digest(insight_facts(known)), metadata=shown)
 
 
 @dg.asset(

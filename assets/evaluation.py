@@ -12,6 +12,7 @@ from assets.data_layer import DEMO
 from assets.launcher import run_trainer
 from assets.outputs import edition_of, read_output, write_output
 from assets.pictures import bars
+from assets.policies import GPU, retry_the_store
 from assets.pretraining import ASSET_OF_STAGE
 from assets.reporting import materialized, picture, table
 from assets.resources import LakeResource, TrainerResource
@@ -22,6 +23,7 @@ from k25_pipelines.storage.store import Store
 GROUP = "evaluation"
 COMMON: dict[str, Any] = {
     "group_name": GROUP,
+    "pool": GPU,
     "owners": ["team:training"],
     "kinds": {"pytorch"},
     "tags": DEMO,
@@ -76,6 +78,7 @@ def run_report(context: dg.AssetExecutionContext, lake: LakeResource, trainer: T
     return materialized(digest(page), metadata=metadata)
 
 
+@retry_the_store
 def evaluate_captions(
     context: dg.AssetExecutionContext, lake: LakeResource, trainer: TrainerResource, stage: str
 ) -> dg.MaterializeResult:

@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import dagster as dg
 
+from assets.alerts import tell_failure
 from assets.data_layer import GROUP, OWNERS, index_one, log_progress
 from assets.partitions import DATASETS, DAYS, PARTITION_SET
 from assets.policies import STORE, retry_the_store
@@ -22,7 +23,6 @@ VERSION_TAG = "dagster/data_version"
     kinds={"s3", "parquet"},
     code_version="1",
     pool=STORE,
-    backfill_policy=dg.BackfillPolicy.multi_run(1),
 )
 @retry_the_store
 def daily_index(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
@@ -53,7 +53,7 @@ def tell_manifest(context: dg.AssetExecutionContext, name: str, made: dg.Materia
     for check in made.check_results or []:
         if not check.passed:
             context.log.error(f"{name}: {check.check_name} failed; k25 checks {name} says why")
-        context.log_event(
+        context.instance.report_runless_asset_event(
             dg.AssetCheckEvaluation(
                 asset_key=key,
                 check_name=str(check.check_name),
@@ -69,6 +69,7 @@ index_day = dg.define_asset_job(
     selection=[daily_index],
     description="Index what is new in every dataset; a partition a day.",
     tags={"dagster/max_runtime": str(12 * 3600)},
+    hooks={tell_failure},
 )
 
 

@@ -7,7 +7,9 @@ import numpy as np
 
 from assets.data_layer import DEMO, OWNERS, lake_catalog
 from assets.outputs import MAIN, edition_of, write_output
+from assets.pages import plan_metadata
 from assets.pictures import curves
+from assets.policies import STORE, retry_the_store
 from assets.reporting import materialized, picture, table
 from assets.resources import LakeResource, TrainerResource
 from k25_pipelines.keys import digest, random_key
@@ -22,6 +24,7 @@ GROUP = "plans"
 COMMON: dict[str, Any] = {
     "deps": [lake_catalog],
     "group_name": GROUP,
+    "pool": STORE,
     "owners": OWNERS,
     "kinds": {"arrow", "parquet"},
     "tags": DEMO,
@@ -65,6 +68,7 @@ def long_context_plan(
     return plan_stage(context, lake, trainer, "long_context")
 
 
+@retry_the_store
 def plan_stage(
     context: dg.AssetExecutionContext, lake: LakeResource, trainer: TrainerResource, stage: str
 ) -> dg.MaterializeResult:
@@ -83,6 +87,7 @@ def plan_stage(
         digest(plan.id, last_segment),
         metadata={
             "plan": plan.id,
+            **plan_metadata(objects, plan, trainer),
             "edition": edition,
             "dagster/row_count": int(summary["samples"]),
             **{name: value for name, value in summary.items() if isinstance(value, int | float)},

@@ -6,10 +6,11 @@ from typing import Any
 
 import dagster as dg
 
-from assets import plans
+from assets import plans, policies
 from assets.data_layer import DEMO
 from assets.launcher import run_trainer
 from assets.outputs import MAIN, checkpoint_record, edition_of, read_output, write_output
+from assets.pages import checkpoint_metadata
 from assets.pictures import curves
 from assets.reporting import materialized, picture, table
 from assets.resources import LakeResource, TrainerResource
@@ -21,6 +22,7 @@ from trainers.recipes import PARENTS, stage_config
 GROUP = "pretraining"
 COMMON: dict[str, Any] = {
     "group_name": GROUP,
+    "pool": policies.GPU,
     "owners": ["team:training"],
     "kinds": {"pytorch", "deepspeed"},
     "tags": DEMO,
@@ -76,6 +78,7 @@ def long_context_checkpoint(
     return train_stage(context, lake, trainer, "long_context")
 
 
+@policies.retry_the_store
 def train_stage(
     context: dg.AssetExecutionContext, lake: LakeResource, trainer: TrainerResource, stage: str
 ) -> dg.MaterializeResult:
@@ -91,6 +94,7 @@ def train_stage(
         record = finished_record(objects, run, config)
     if record is None:
         raise CheckpointError(f"the trainer of {run} ended well and left no checkpoint of step {config.steps}")
+    context.add_asset_metadata(checkpoint_metadata(objects, record))
     output = {"checkpoint": record["key"], "digest": record["digest"], "run": run, "stage": stage, "plan": config.plan}
     write_output(objects, ASSET_OF_STAGE[stage], output, scale=trainer.scale, edition=edition)
     return materialized(record["digest"], metadata={"cached": cached, "edition": edition, **record_metadata(record)})

@@ -14,9 +14,15 @@ PICTURE_BUDGET_BYTES = 100_000
 def materialized(
     version: str, *, metadata: Mapping[str, Any], checks: Iterable[dg.AssetCheckResult] = ()
 ) -> dg.MaterializeResult:
-    """Return the result of an asset whose content is named by `version`, the digest of what was made."""
+    """Return the result of an asset whose content is named by `version`, the digest of what was made.
+
+    Links to pages come first: what people look for.
+    """
+    pages = {name: value for name, value in metadata.items() if name.endswith("_page")}
     return dg.MaterializeResult(
-        metadata={"digest": version, **metadata}, data_version=dg.DataVersion(version), check_results=list(checks)
+        metadata={**pages, "digest": version, **metadata},
+        data_version=dg.DataVersion(version),
+        check_results=list(checks),
     )
 
 

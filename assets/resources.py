@@ -17,6 +17,8 @@ from k25_pipelines.storage.store import Store, open_store
 REPOSITORY = Path(__file__).resolve().parent.parent
 STATE = REPOSITORY / ".k25"
 DAGSTER_HOME_DEFAULT = STATE / "dagster"
+PAGES_URL = "http://127.0.0.1:3080"
+"""Where `k25 ui` and `k25 pages` serve pages, unless told otherwise."""
 RATES = ("tokens_per_gpu_second", "usd_per_gpu_hour", "usd_per_1000_gets", "usd_per_gb")
 """Rates of a quote that K25_TOKENS_PER_GPU_SECOND and so on may say."""
 
@@ -156,6 +158,21 @@ def is_on(name: str) -> bool:
 def inbox_from_env() -> str:
     """Return the bucket prefix below which new datasets announce themselves, K25_INBOX; empty if there is none."""
     return os.environ.get("K25_INBOX", "")
+
+
+def pages_url_from_env() -> str:
+    """Return where a browser finds the lake's pages, K25_PAGES_URL: part of every link that a materialisation keeps."""
+    return os.environ.get("K25_PAGES_URL", PAGES_URL).rstrip("/")
+
+
+def mlflow_from_env() -> tuple[str, str]:
+    """Return MLflow's own MLFLOW_TRACKING_URI, empty if it is not used, and MLFLOW_EXPERIMENT_NAME."""
+    return os.environ.get("MLFLOW_TRACKING_URI", ""), os.environ.get("MLFLOW_EXPERIMENT_NAME", "k25")
+
+
+def openlineage_from_env() -> str:
+    """Return the collector of lineage events, OpenLineage's own OPENLINEAGE_URL; empty if there is none."""
+    return os.environ.get("OPENLINEAGE_URL", "")
 
 
 def webhook_from_env() -> str:

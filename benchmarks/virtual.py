@@ -21,7 +21,7 @@ class VirtualClock:
         self.now = 1000.0
         self._due: list[tuple[float, int, greenlet]] = []
         self._number = 0
-        self._hub = getcurrent()
+        self.hub = getcurrent()
 
     def time(self) -> float:
         """Return the time [s]."""
@@ -29,12 +29,12 @@ class VirtualClock:
 
     def sleep(self, seconds: float) -> None:
         """Let others run for so long."""
-        self._wake(getcurrent(), self.now + max(0.0, seconds))
-        self._hub.switch()
+        self.wake(getcurrent(), self.now + max(0.0, seconds))
+        self.hub.switch()
 
     def start(self, work: Callable[[], None]) -> None:
         """Run something beside the caller, from now on."""
-        self._wake(greenlet(work, parent=self._hub), self.now)
+        self.wake(greenlet(work, parent=self.hub), self.now)
 
     def run(self) -> None:
         """Go on until nobody sleeps."""
@@ -42,7 +42,8 @@ class VirtualClock:
             self.now, _, next_one = heapq.heappop(self._due)
             next_one.switch()
 
-    def _wake(self, one: greenlet, when: float) -> None:
+    def wake(self, one: greenlet, when: float) -> None:
+        """Let one go on at a time [s]."""
         self._number += 1
         heapq.heappush(self._due, (when, self._number, one))
 
@@ -61,13 +62,13 @@ class Signal:
     def wait(self) -> None:
         """Sleep until it happens the next time."""
         self._waiting.append(getcurrent())
-        self._clock._hub.switch()
+        self._clock.hub.switch()
 
     def happen(self) -> None:
         """Wake who waits."""
         waiting, self._waiting = self._waiting, []
         for one in waiting:
-            self._clock._wake(one, self._clock.now)
+            self._clock.wake(one, self._clock.now)
 
 
 class RefusedError(Exception):
@@ -96,7 +97,7 @@ class StoreModel:
     """Share of requests that fail: half at once with a 500, half in the middle of the body."""
     refusal_seconds: float = 0.02
     """After which a 503 comes."""
-    random: random.Random = field(default_factory=lambda: random.Random(1))
+    drawn: random.Random = field(default_factory=lambda: random.Random(1))
     prefixes: dict[str, float] = field(default_factory=dict)
     """When each may be asked next."""
     by_second: dict[int, Counter[str]] = field(default_factory=dict)
@@ -114,11 +115,11 @@ class StoreModel:
             raise RefusedError(prefix)
         self.prefixes[prefix] = start + 1 / self.gets_per_second
         spread = math.log(self.first_byte_p99_seconds / self.first_byte_seconds) / 2.3263
-        first_byte = self.random.lognormvariate(math.log(self.first_byte_seconds), spread)
+        first_byte = self.drawn.lognormvariate(math.log(self.first_byte_seconds), spread)
         share = 1.0
-        if fault := self.random.random() < self.faults:
+        if fault := self.drawn.random() < self.faults:
             said["faults"] += 1
-            share = self.random.choice([0.0, self.random.random()])
+            share = self.drawn.choice([0.0, self.drawn.random()])
         self.clock.sleep(first_byte + share * num_bytes / self.bytes_per_second)
         self.served_bytes += int(share * num_bytes)
         if fault:

@@ -10,6 +10,7 @@ import sys
 from io import TextIOWrapper
 
 from k25_pipelines.commands import (
+    backfill,
     batches,
     cache,
     datasets,
@@ -21,6 +22,7 @@ from k25_pipelines.commands import (
     server,
     sql,
     sync,
+    telemetry,
     training,
     views,
 )
@@ -75,7 +77,8 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for topic in (server, datasets, plans, batches, lineage, cache, training, model, sync, gc, governance, views, sql):
+    topics = (server, datasets, plans, batches, lineage, cache, training, model, sync, gc, governance, views, sql)
+    for topic in (*topics, backfill, telemetry):
         topic.add_commands(commands)
     return parser
 

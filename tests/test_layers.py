@@ -56,6 +56,7 @@ ONE_DOOR = {
     "torch": ["trainers/"],
     "deepspeed": ["trainers/engine.py"],
     "dagster": ["assets/"],
+    "openlineage": ["assets/openlineage.py"],
     "dagster_pipes": ["trainers/report.py", "assets/"],
     "datasketch": ["k25_pipelines/insight/"],
     "py3langid": ["k25_pipelines/insight/words.py"],

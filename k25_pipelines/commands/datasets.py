@@ -37,7 +37,13 @@ def add_commands(commands) -> None:
     _add_register(commands)
     _add_index(commands)
     _add_datasets(commands)
-    stats = command(commands, "stats", _stats, purpose="what a dataset looks like", example="k25 stats web --json")
+    stats = command(
+        commands,
+        "stats",
+        _stats,
+        purpose="count what a manifest says of a dataset; reads no sample (k25 insight reads them all)",
+        example="k25 stats web --json    (tokens, languages, duplicates and plots: k25 insight web)",
+    )
     stats.add_argument("name")
     stats.add_argument("--json", action="store_true")
 
@@ -45,7 +51,7 @@ def add_commands(commands) -> None:
         commands,
         "browse",
         _browse,
-        purpose="write a page of samples, as stored and as the model sees them",
+        purpose="write the page of a dataset or of one planned step (k25 gallery: steps of a run, and a rank's)",
         example="k25 browse grounding   or   k25 browse --plan PLAN --step 0",
     )
     browse.add_argument("name", nargs="?")

@@ -12,6 +12,7 @@ from k25_pipelines.commands.cache import FOLDER
 from k25_pipelines.commands.parts import command, count, progress_bar
 from k25_pipelines.environment import STATE, open_lake
 from k25_pipelines.errors import K25Error
+from k25_pipelines.keys import digest
 
 SHOWN = 20
 """Samples and checkpoints that the page names; the receipt names all."""
@@ -25,7 +26,8 @@ def add_commands(commands) -> None:
         _forget,
         purpose="take samples down: nothing gives them out any more; prints a receipt of who holds them",
         example="k25 forget captions/000017 --reason 'asked by its author' --dry-run\n"
-        "  k25 forget --image theirs.jpg --near 4 --reason 'asked by its author'\n"
+        "  k25 forget --image theirs.jpg --near 4 --dry-run          (shows all that look alike, and tells a WORD)\n"
+        "  k25 forget --image theirs.jpg --near 4 --seen WORD --spare web:12 --reason 'asked by its author'\n"
         "  k25 forget --file ids.txt --reason 'opt-out list of March'",
     )
     forget.add_argument("ids", nargs="*", metavar="ID", help="dataset:line, dataset/key, a content id, or phash:HASH")
@@ -34,6 +36,8 @@ def add_commands(commands) -> None:
     forget.add_argument(
         "--near", type=count, metavar="BITS", help="also images that differ in at most BITS of 64; try 4"
     )
+    forget.add_argument("--spare", action="append", default=[], metavar="ID", help="a look-alike that may stay")
+    forget.add_argument("--seen", metavar="WORD", help="that the look-alikes were looked at: the word told with them")
     forget.add_argument("--only", action="store_true", help="not the copies: only the samples that are named")
     forget.add_argument("--reason", help="why; kept for good")
     forget.add_argument("--author", metavar="NAME", help="who; your login name if not given")
@@ -65,15 +69,18 @@ def _forget(options: argparse.Namespace) -> None:
             print(json.dumps(told, indent=1, ensure_ascii=False) if options.json else _page(told))
         return
     selectors = _selectors(options)
-    how = {"distance": options.near, "copies": not options.only}
+    how = {"distance": options.near, "copies": not options.only, "spare": options.spare}
     if options.dry_run:
         with progress_bar("looking") as progress:
-            told = governance.preview(lake, selectors, **how, progress=progress).facts
-        print(json.dumps(told, ensure_ascii=False) if options.json else _page(told))
+            looked = governance.preview(lake, selectors, **how, progress=progress)
+        print(json.dumps(looked.facts, ensure_ascii=False) if options.json else _page(looked.facts))
+        if alike := _look_alikes(lake, looked.found, options):
+            print(alike, file=sys.stderr)
         print("nothing was changed; without --dry-run it is done", file=sys.stderr)
         return
     if not options.reason:
         raise K25Error("a takedown keeps why it was made; give --reason TEXT, or --dry-run to look first")
+    _require_seen(lake, selectors, how, options)
     places = governance.Places(
         caches=(FOLDER, *options.cache), pages=STATE / "gallery", keep_synced=options.keep_copies
     )
@@ -81,6 +88,46 @@ def _forget(options: argparse.Namespace) -> None:
     with progress_bar("forget") as progress:
         told = governance.forget(lake, selectors, **who, **how, places=places, progress=progress)
     print(json.dumps(told, ensure_ascii=False) if options.json else _page(told))
+
+
+def _require_seen(lake, selectors: Sequence[str], how: Mapping[str, Any], options: argparse.Namespace) -> None:
+    """Raise K25Error where pictures that merely look alike would go and nobody says to have seen them."""
+    from k25_pipelines import governance
+
+    if options.near is None and not any(selector.startswith("phash:") for selector in selectors):
+        return  # exact copies alone
+    with progress_bar("looking") as progress:
+        found = governance.find(governance.Catalogue(lake, progress), selectors, **how)
+    if (found.alike or found.spared) and options.seen != _word_of(found):
+        raise K25Error(f"nothing was changed: {_look_alikes(lake, found, options)}")
+
+
+def _look_alikes(lake, found, options: argparse.Namespace) -> str:
+    """Write the page of the look-alikes and return what is to be done with it; empty where there are none."""
+    from k25_pipelines.gallery import write_page
+    from k25_pipelines.gallery.alike import alike_page
+
+    if not (found.alike or found.spared):
+        return ""
+    asked = [(path.name, path.read_bytes()) for path in options.image]
+    selected = [sample for sample, why in sorted(found.why.items()) if why == "selected"][:SHOWN]
+    word = _word_of(found)
+    page = write_page(
+        STATE / "gallery",
+        f"look-alikes-{word}",
+        alike_page(lake, found.alike, found.spared, asked=asked, selected=selected),
+    )
+    count = len(found.alike) + len(found.spared)
+    return (
+        f"{count:,} {'picture only looks' if count == 1 else 'pictures only look'} alike; look at {page}, then say the "
+        f"same with --seen {word}, and --spare ID for "
+        "each that shows something else"
+    )
+
+
+def _word_of(found) -> str:
+    """Return the word for a set of look-alikes, whether they are spared or not."""
+    return digest("look-alikes", sorted(f"{name}:{line}" for name, line in [*found.alike, *found.spared]))[:8]
 
 
 def _selectors(options: argparse.Namespace) -> list[str]:

@@ -1,7 +1,8 @@
-"""`k25 gallery`, `k25 insight`, `k25 lineage`: pages to look at, and the numbers on them."""
+"""`k25 gallery`, `k25 insight`, `k25 lineage`, `k25 pages`: pages to look at, and the numbers on them."""
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from k25_pipelines.environment import STATE, open_lake
 from k25_pipelines.errors import K25Error
 
 FOLDER = STATE / "gallery"
+PAGES_PORT = 3080
+"""Where materialisations expect pages unless K25_PAGES_URL says otherwise."""
 
 
 def add_commands(commands) -> None:
@@ -45,6 +48,16 @@ def add_commands(commands) -> None:
     of.add_argument("--key", metavar="NAME/KEY", help="a dataset's name and what it calls the sample")
     of.add_argument("--checkpoint", metavar="C")
     lineage.add_argument("--output", type=Path, default=FOLDER, help="a folder")
+    pages = command(
+        commands,
+        "pages",
+        _pages,
+        purpose="serve the lake's pages, read-only, until Ctrl-C: links in Dagster's web page lead here",
+        example="k25 pages   or   k25 pages --host 0.0.0.0 --name k25.example.org     (k25 ui serves them, too)",
+    )
+    pages.add_argument("--port", type=count, default=PAGES_PORT)
+    pages.add_argument("--host", default="127.0.0.1", help="on which address; pages show the data, and have no login")
+    pages.add_argument("--name", action="append", default=[], help="by which browsers call this server; repeat it")
 
 
 def _add_insight(commands) -> None:
@@ -66,6 +79,18 @@ def _add_insight(commands) -> None:
     insight.add_argument("--bytes-per-patch", type=count, help="with --plan: what a tower keeps of a patch")
     insight.add_argument("--json", action="store_true", help="the numbers alone")
     insight.add_argument("--output", type=Path, default=FOLDER, help="a folder")
+
+
+def _pages(options: argparse.Namespace) -> int:
+    from k25_pipelines.gallery.serving import PageServer
+
+    server = PageServer(open_lake(), port=options.port, host=options.host, names=options.name)
+    print(f"pages: {server.url}   (Ctrl-C stops it)", flush=True)
+    try:
+        signal.pause()
+    except KeyboardInterrupt:
+        server.close()
+    return 0
 
 
 def _gallery(options: argparse.Namespace) -> None:

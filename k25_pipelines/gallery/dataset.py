@@ -17,7 +17,13 @@ Progress = Callable[[int, int, str], None]
 
 
 def dataset_page(
-    lake: Store, name: str, *, num_samples: int = 24, digest: str | None = None, progress: Progress | None = None
+    lake: Store,
+    name: str,
+    *,
+    num_samples: int = 24,
+    digest: str | None = None,
+    served: bool = False,
+    progress: Progress | None = None,
 ) -> str:
     """Return a self-contained page with samples of a dataset: marked pictures, words, licence, source and whereabouts.
 
@@ -26,6 +32,7 @@ def dataset_page(
         name: of the dataset.
         num_samples: how many samples are shown; those that are forgotten never are.
         digest: of a version; None: the newest.
+        served: link each sample to its lineage, on the server of the lake's pages.
         progress: told samples done, samples in all, and which.
     """
     manifest = load_manifest(lake, name, digest)
@@ -33,7 +40,7 @@ def dataset_page(
     lines, store = sample_lines(manifest, num_samples, without=forgotten), open_store(manifest.uri)
     cards = []
     for done, line in enumerate(lines):
-        cards.append(stored_card(manifest, line, store))
+        cards.append(stored_card(manifest, line, store, served=served))
         if progress:
             progress(done + 1, len(lines), f"{name}:{line}")
     facts = statistics(manifest, annotations=annotation_totals(lake, manifest))

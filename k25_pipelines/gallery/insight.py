@@ -98,7 +98,7 @@ def insight_facts(known: DatasetInsight) -> dict[str, Any]:
     }
 
 
-def insight_page(lake: Store, known: DatasetInsight) -> str:
+def insight_page(lake: Store, known: DatasetInsight, *, links: Sequence[tuple[str, str]] = ()) -> str:
     """Return the page of a dataset's statistics: plots, and the groups of samples that are there more than once."""
     facts, sizes, manifest = insight_facts(known), known.sizes, known.manifest
     media, used = manifest.media_table(), sizes.used
@@ -128,10 +128,17 @@ def insight_page(lake: Store, known: DatasetInsight) -> str:
     with_others = f", compared with {escape(', '.join(known.against))}" if known.against else ""
     under = f"version <code>{manifest.digest}</code>{with_others}"
     body = numbers + f"<div class=plots>{''.join(plots)}</div>" + _duplicates(lake, known)
-    return page(f"{manifest.dataset} in numbers", body, under=under)
+    return page(f"{manifest.dataset} in numbers", body, under=under, links=links)
 
 
-def balance_page(plan: Plan, balance: Balance, *, num_ranks: int, limit_bytes: int | None = None) -> str:
+def balance_page(
+    plan: Plan,
+    balance: Balance,
+    *,
+    num_ranks: int,
+    limit_bytes: int | None = None,
+    links: Sequence[tuple[str, str]] = (),
+) -> str:
     """Return the page of a plan's balance: what steps ask of the rank that has the most to do.
 
     Args:
@@ -139,6 +146,7 @@ def balance_page(plan: Plan, balance: Balance, *, num_ranks: int, limit_bytes: i
         balance: its steps.
         num_ranks: that it was worked out for.
         limit_bytes: room for what the vision tower keeps, on a rank.
+        links: words and addresses of other pages.
     """
     tower, over = balance.tower_bytes, balance.steps_over(limit_bytes) if limit_bytes else np.empty(0, np.int64)
     worst = int(balance.imbalance.argmax())
@@ -164,7 +172,7 @@ def balance_page(plan: Plan, balance: Balance, *, num_ranks: int, limit_bytes: i
     )
     body = f"{numbers}<div class=plots>{''.join(plots)}</div>{_heaviest(balance)}"
     under = f"recipe <b>{escape(plan.recipe.name)}</b> · plan <code>{plan.id}</code>"
-    return page("Balance of the steps", body, under=under)
+    return page("Balance of the steps", body, under=under, links=links)
 
 
 def _heaviest(balance: Balance) -> str:

@@ -10,6 +10,7 @@ from k25_pipelines.catalog.manifest import Manifest
 from k25_pipelines.catalog.registry import load_manifest
 from k25_pipelines.errors import LineageError
 from k25_pipelines.gallery.flow import Box, flow
+from k25_pipelines.gallery.kept import address, checkpoint_name, gallery_name, link, step_name
 from k25_pipelines.gallery.page import PALETTE, chip, colours_of, page, table, tiles
 from k25_pipelines.gallery.stored import UNREADABLE, read_raw, stored_html, unreadable, whereabouts
 from k25_pipelines.lake_tables import evaluations_of
@@ -25,13 +26,14 @@ MOST_BOXES = 9
 """Of a column; the rest stands in the table below."""
 
 
-def sample_lineage_page(lake: Store, dataset: str, line: int) -> str:
+def sample_lineage_page(lake: Store, dataset: str, line: int, *, served: bool = False) -> str:
     """Return the page of a sample: its bytes, what it is, the steps that consumed it, what was made of it.
 
     Args:
         lake: where everything is.
         dataset: its name.
         line: of the newest version.
+        served: link what other pages of the lake's server are about.
 
     Raises:
         LineageError: the dataset has no such line.
@@ -49,7 +51,7 @@ def sample_lineage_page(lake: Store, dataset: str, line: int) -> str:
             ("BYTES", _bytes(manifest, line, contents)),
             ("SAMPLE", [_sample_box(manifest, line, is_forgotten=is_forgotten)]),
             ("STEPS OF RUNS", _runs(told["runs"], name)),
-            ("CHECKPOINTS TRAINED ON IT", _checkpoints(told["checkpoints"])),
+            ("CHECKPOINTS TRAINED ON IT", _checkpoints(told["checkpoints"], served=served)),
             ("EVALUATIONS", evaluations[:MOST_BOXES]),
         ]
     )
@@ -57,7 +59,8 @@ def sample_lineage_page(lake: Store, dataset: str, line: int) -> str:
     under = f"key <code>{escape(known.key)}</code> · {chip(known.licence)}{chip(known.source)}"
     under += "<b class=bad>forgotten: not shown, not trained on again</b>" if is_forgotten else ""
     shown = "" if is_forgotten else _as_stored(manifest, line, contents)
-    return page(f"Where {name} went", numbers + picture + shown + _places(told["runs"]), under=under)
+    body = numbers + picture + shown + _places(told["runs"], served=served)
+    return page(f"Where {name} went", body, under=under)
 
 
 def _sample_numbers(told: Mapping[str, Sequence[Mapping[str, Any]]], num_evaluations: int) -> str:
@@ -73,7 +76,7 @@ def _sample_numbers(told: Mapping[str, Sequence[Mapping[str, Any]]], num_evaluat
     )
 
 
-def checkpoint_lineage_page(lake: Store, checkpoint: str) -> str:
+def checkpoint_lineage_page(lake: Store, checkpoint: str, *, served: bool = False) -> str:
     """Return the page of a checkpoint: its evaluations, what it descends from, the datasets and licences behind it.
 
     Raises:
@@ -86,9 +89,12 @@ def checkpoint_lineage_page(lake: Store, checkpoint: str) -> str:
     manifests = {name: load_manifest(lake, name) for name in names}
     evaluations, order = _evaluations(lake, {key}), _by_descent(records, key)
     colours, behind = colours_of(names), order[1:]
-    columns = [("DATASETS", [_dataset_box(name, rows, colours[name], manifests[name]) for name in names])]
+    columns = [
+        ("DATASETS", [_dataset_box(name, rows, colours[name], manifests[name], served=served) for name in names])
+    ]
     for distance in range(MOST_COLUMNS, 0, -1):
-        there = [_ancestor_box(records[name], rows) for name in behind if _distance(records, key, name) == distance]
+        near = [name for name in behind if _distance(records, key, name) == distance]
+        there = [_ancestor_box(records[name], rows, served=served) for name in near]
         columns += [("BEFORE IT" if distance > 1 else "STARTED FROM", there[:MOST_BOXES])] if there else []
     columns += [("CHECKPOINT", [_ancestor_box(records[key], rows, is_main=True)])]
     picture = flow([*columns, ("EVALUATIONS", evaluations[:MOST_BOXES])])
@@ -144,7 +150,7 @@ def _runs(rows: Sequence[Mapping[str, Any]], sample: str) -> list[Box]:
     return boxes[:MOST_BOXES]
 
 
-def _checkpoints(rows: Sequence[Mapping[str, Any]]) -> list[Box]:
+def _checkpoints(rows: Sequence[Mapping[str, Any]], *, served: bool) -> list[Box]:
     """Return the last checkpoint of each run, with what it holds the sample through."""
     through = defaultdict[str, set[str]](set)
     for row in rows:
@@ -159,7 +165,9 @@ def _checkpoints(rows: Sequence[Mapping[str, Any]]) -> list[Box]:
         told = [f"and {count[run] - 1} earlier of this run" if count[run] > 1 else "the only one of this run"]
         told.append("trained on it itself" if own else "descends from one that was")
         sources = [f"run {name}" for name in sorted(through[key])]
-        boxes.append(Box(name=key, title=_called(key), told=told, colour=PALETTE[3], after=sources))
+        boxes.append(
+            Box(name=key, title=_called(key), told=told, colour=PALETTE[3], after=sources, address=_to(key, served))
+        )
     return boxes[:MOST_BOXES]
 
 
@@ -185,16 +193,13 @@ def _as_stored(manifest: Manifest, line: int, contents: Sequence[str | None]) ->
     return f"<h2>As stored</h2><div class=card style='max-width:34rem'>{shown}{where}</div>"
 
 
-def _places(rows: Sequence[Mapping[str, Any]]) -> str:
+def _places(rows: Sequence[Mapping[str, Any]], *, served: bool) -> str:
     told = [
         [
             row["run"],
             row["stage"],
-            row["step"],
-            row["pack"],
-            row["slot"],
-            row["epoch"],
-            row["num_tokens"],
+            link(step_name(row["plan"], row["step"]), str(row["step"]), served=True) if served else row["step"],
+            *(row[name] for name in ("pack", "slot", "epoch", "num_tokens")),
             row["masked"] or "trained",
         ]
         for row in rows
@@ -229,37 +234,32 @@ def _distance(records: Mapping[str, Mapping[str, Any]], key: str, ancestor: str)
     return count
 
 
-def _dataset_box(name: str, rows: Sequence[Mapping[str, Any]], colour: str, manifest: Manifest) -> Box:
+def _dataset_box(name: str, rows: Sequence[Mapping[str, Any]], colour: str, manifest: Manifest, *, served: bool) -> Box:
     mine = [row for row in rows if row["dataset"] == name]
     licences = sorted(set(manifest.table["licence"].to_pylist()))
     told = [f"{sum(row['tokens'] for row in mine):,} tokens", ", ".join(licences)]
-    return Box(name=f"dataset {name}", title=name, told=told, colour=colour)
+    where = address(gallery_name(name, manifest.digest)) if served else ""
+    return Box(name=f"dataset {name}", title=name, told=told, colour=colour, address=where)
 
 
-def _ancestor_box(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], *, is_main: bool = False) -> Box:
+def _ancestor_box(
+    record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], *, is_main: bool = False, served: bool = False
+) -> Box:
     """Return the box of a checkpoint, with lines from its parents and from the datasets of its own steps."""
     name = record["key"]
     held = sorted({f"dataset {row['dataset']}" for row in rows if row["checkpoint"] == name})
     told = [f"{record.get('stage') or 'imported'}, {record.get('step', 0)} steps"]
     told.append(f"plan {(record.get('plan') or 'none')[:16]}")
     after = [*held, *_parents(record)]
-    return Box(name=name, title=_called(name), told=told, colour=PALETTE[3], after=after, is_main=is_main)
+    where = "" if is_main else _to(name, served)
+    return Box(
+        name=name, title=_called(name), told=told, colour=PALETTE[3], after=after, is_main=is_main, address=where
+    )
 
 
 def _trained_on(rows: Sequence[Mapping[str, Any]]) -> str:
-    told = [
-        [
-            _short(row["checkpoint"]),
-            row["stage"],
-            row["dataset"],
-            row["samples"],
-            row["times"],
-            row["tokens"],
-            row["masked"],
-        ]
-        for row in rows
-    ]
     header = ["checkpoint", "stage", "dataset", "samples", "times", "tokens", "masked"]
+    told = [[_short(row["checkpoint"]), *(row[name] for name in header[1:])] for row in rows]
     return table(told, header)
 
 
@@ -288,6 +288,10 @@ def _called(key: str) -> str:
     stage, _, digest = run.rpartition("-")
     name = f"{stage} {digest[:4]}" if stage and len(digest) >= 8 else run
     return f"{name} · {int(step)}" if step.isdecimal() else name
+
+
+def _to(checkpoint: str, served: bool) -> str:
+    return address(checkpoint_name(checkpoint)) if served else ""
 
 
 def _short(key: str) -> str:

@@ -7,6 +7,7 @@ from itertools import groupby
 from k25_pipelines.catalog.manifest import Manifest
 from k25_pipelines.catalog.registry import load_manifest
 from k25_pipelines.gallery import packs
+from k25_pipelines.gallery.kept import link, sample_name
 from k25_pipelines.gallery.page import colours_of, page, percent, tiles
 from k25_pipelines.gallery.seen import first_words, seen_pictures, seen_words, taught_tokens
 from k25_pipelines.gallery.stored import UNREADABLE, read_raw, stored_html, unreadable, whereabouts
@@ -33,6 +34,7 @@ def step_page(
     most_packs: int = 32,
     run: str | None = None,
     links: Sequence[tuple[str, str]] = (),
+    served: bool = False,
     progress: Progress | None = None,
 ) -> str:
     """Return a self-contained page of one training step.
@@ -48,6 +50,7 @@ def step_page(
         most_packs: a rank's packs that are shown whole.
         run: in whose name the page is headed.
         links: words and addresses of neighbouring pages.
+        served: link each sample to its lineage, on the server of the lake's pages.
         progress: told packs done, packs in all, and which.
     """
     plan = open_plan(lake, plan_id)
@@ -55,7 +58,7 @@ def step_page(
         batch = loader.batch(step)
     rows = plan.rows(step).to_pylist()
     colours = colours_of(row["dataset"] for row in rows)
-    sections = _sections(_Cards(lake, plan, batch), rows, colours, most_packs, progress)
+    sections = _sections(_Cards(lake, plan, batch, served=served), rows, colours, most_packs, progress)
     whose = f"rank {rank} of {num_ranks} · " if num_ranks > 1 else ""
     of_run = f"run <b>{escape(run)}</b> · " if run else ""
     under = f"{of_run}{whose}recipe <b>{escape(plan.recipe.name)}</b> · plan <code>{plan.id}</code>"
@@ -78,8 +81,8 @@ def _sections(
 class _Cards:
     """Makes the cards of a step's samples."""
 
-    def __init__(self, lake: Store, plan: Plan, batch: Batch) -> None:
-        self.plan, self.batch, self._lake = plan, batch, lake
+    def __init__(self, lake: Store, plan: Plan, batch: Batch, *, served: bool) -> None:
+        self.plan, self.batch, self._lake, self._served = plan, batch, lake, served
         self.tokenizer: Tokenizer = load_tokenizer(plan.tokenizer, lake)
         self.profile = profile_named(plan.profile)
         self.sample_at = {(sample.pack, sample.slot): sample for sample in batch.provenance}
@@ -91,7 +94,8 @@ class _Cards:
         manifest, store = self._open(sample.dataset)
         piece = f", from token {row['token_start']:,} of its text" if row["token_start"] else ""
         told = f"{sample.num_tokens} tokens, {taught_tokens(sample, self.batch)} predicted{piece}"
-        head = f"<b>{sample.dataset}:{sample.line}</b><span>epoch {sample.epoch} · {told}</span>"
+        name = link(sample_name(sample.dataset, sample.line), f"{sample.dataset}:{sample.line}", served=self._served)
+        head = f"<b>{name}</b><span>epoch {sample.epoch} · {told}</span>"
         where = whereabouts(manifest, sample.line, manifest.line(sample.line))
         sides = self._sides(row, sample, manifest, store)
         return f"<div class=card id='p{sample.pack}s{sample.slot}'><div class=head>{head}</div>{sides}{where}</div>"

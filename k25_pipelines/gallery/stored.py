@@ -7,6 +7,7 @@ import numpy as np
 
 from k25_pipelines.catalog.manifest import Line, Manifest, Part
 from k25_pipelines.errors import K25Error, ObjectChangedError, ObjectNotFoundError, SampleError
+from k25_pipelines.gallery.kept import link, sample_name
 from k25_pipelines.gallery.overlay import SHOWN_SIDE, figure, legend
 from k25_pipelines.gallery.page import chip, shortened
 from k25_pipelines.insight.words import words_of
@@ -121,10 +122,11 @@ def whereabouts(manifest: Manifest, number: int, line: Line, contents: Sequence[
     return f"<details class=facts>{summary}{said}{where}{''.join(rows)}</details>"
 
 
-def stored_card(manifest: Manifest, number: int, store: Store) -> str:
+def stored_card(manifest: Manifest, number: int, store: Store, *, served: bool = False) -> str:
     """Return a card of one sample as it is stored, or of why it cannot be read."""
     line = manifest.line(number)
-    head = f"<div class=head><b>{manifest.dataset}:{number}</b></div>"
+    name = link(sample_name(manifest.dataset, number), f"{manifest.dataset}:{number}", served=served)
+    head = f"<div class=head><b>{name}</b></div>"
     try:
         shown = stored_html(read_raw(manifest, number, store))
     except UNREADABLE as error:

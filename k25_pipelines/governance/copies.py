@@ -13,6 +13,9 @@ from k25_pipelines.storage.cache import clear_cache
 from k25_pipelines.storage.store import Store
 from k25_pipelines.sync import open_target, sync_targets
 
+PAGES = "k25/pages/"
+"""Where the lake keeps pages that show samples."""
+
 
 def clear_caches(folders: Iterable[Path]) -> list[dict[str, Any]]:
     """Clear caches of chunks, and return what was removed from each that there is.
@@ -32,6 +35,30 @@ def remove_pages(folder: Path) -> int:
     for page in pages:
         page.unlink(missing_ok=True)
     return len(pages)
+
+
+def remove_kept_pages(lake: Store) -> tuple[int, list[dict[str, Any]]]:
+    """Remove the pages that the lake keeps, and those that were copied along with it to other stores.
+
+    Returns:
+        How many there were, and what became of the copies of each store that holds some.
+    """
+    keys, told = [info.key for info in lake.list(PAGES)], []
+    for key in keys:
+        lake.delete(key)
+    for target in sync_targets(lake):
+        if (below := target.copy_of(f"{lake.url}/{PAGES}")) is None:
+            continue
+        entry = {"url": f"{target.destination}/{below}", "outcome": "pages deleted"}
+        try:
+            store = open_target(target)
+            copies = [info.key for info in store.list(below)]
+            for key in copies:
+                store.delete(key)
+        except K25Error as error:
+            copies, entry["outcome"] = [""], f"not reached: {error}"
+        told += [entry] if copies else []
+    return len(keys), told
 
 
 def synced(lake: Store, catalogue: Catalogue, lines: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from k25_pipelines.storage.store import Store
 
 CONTENT_LETTERS = 64
 PHASH = "phash:"
+LOOKS_LIKE = "looks like "
 Sample = tuple[str, int]
 Progress = Callable[[int, int, str], None]
 
@@ -52,6 +53,22 @@ class Found:
     """Digest of words -> length of the sample's text [characters]."""
     perceptual: dict[str, int] = field(default_factory=dict)
     """Hash -> the most bits that may differ."""
+
+    spared: dict[Sample, str] = field(default_factory=dict)
+    """Look-alikes that somebody looked at and let stay."""
+
+    @property
+    def alike(self) -> dict[Sample, str]:
+        """Samples that are meant because they look alike, and for nothing else."""
+        return {sample: why for sample, why in self.why.items() if why.startswith(LOOKS_LIKE)}
+
+    def let_stay(self, names: Sequence[str]) -> None:
+        """Leave look-alikes out, told as `dataset:line`. Raises LineageError: one is none."""
+        known = {f"{name}:{line}": (name, line) for name, line in self.alike}
+        for name in names:
+            if name not in known:
+                raise LineageError(f"{name} is no look-alike of what is asked for{nearest(name, sorted(known))}")
+            self.spared[known[name]] = self.why.pop(known[name])
 
     def blocked(self, takedown: str) -> Blocked:
         """Return what may not be indexed again because of them."""
@@ -95,7 +112,14 @@ class Catalogue:
         return self._contents[name]
 
 
-def find(catalogue: Catalogue, selectors: Iterable[str], *, distance: int | None = None, copies: bool = True) -> Found:
+def find(
+    catalogue: Catalogue,
+    selectors: Iterable[str],
+    *,
+    distance: int | None = None,
+    copies: bool = True,
+    spare: Sequence[str] = (),
+) -> Found:
     """Return the samples that selectors name and, unless told otherwise, every copy of them.
 
     Args:
@@ -104,6 +128,7 @@ def find(catalogue: Catalogue, selectors: Iterable[str], *, distance: int | None
         distance: also images whose perceptual hash differs in at most so many of 64 bits; None: exact copies alone,
             and for `phash:` selectors 0.
         copies: False finds nothing but what selectors name.
+        spare: `dataset:line` of look-alikes that are left out.
 
     Raises:
         LineageError: a selector that cannot be read, or names nothing.
@@ -119,6 +144,7 @@ def find(catalogue: Catalogue, selectors: Iterable[str], *, distance: int | None
         _learn_sizes(catalogue, found)
         for name in catalogue.names:
             _find_copies(catalogue, name, found, whole=None in found.media.values())
+    found.let_stay(spare)
     return found
 
 
@@ -217,7 +243,7 @@ def _find_copies(catalogue: Catalogue, name: str, found: Found, *, whole: bool) 
     if found.perceptual and (columns["kind"] == "image").any():
         hashes = fill_hashes(catalogue.lake, manifest, progress=catalogue.progress)
         for place, (words, bits) in near(hashes, list(found.perceptual.items())).items():
-            _note(found, manifest, int(columns["line"][place]), f"looks like {PHASH}{words}, {bits} bits apart")
+            _note(found, manifest, int(columns["line"][place]), f"{LOOKS_LIKE}{PHASH}{words}, {bits} bits apart")
     if found.words:
         for line, words in lines_of_words(manifest, set(found.words.values())):
             if words in found.words:

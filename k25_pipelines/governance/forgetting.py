@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from k25_pipelines.governance.copies import clear_caches, remove_pages, remove_synced, synced
+from k25_pipelines.governance.copies import clear_caches, remove_kept_pages, remove_pages, remove_synced, synced
 from k25_pipelines.governance.exposed import Progress, exposure
 from k25_pipelines.governance.finding import Catalogue, Found, find
 from k25_pipelines.governance.receipt import receipt_facts, steps_bytes
@@ -39,11 +39,12 @@ def preview(
     *,
     distance: int | None = None,
     copies: bool = True,
+    spare: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Preview:
     """Return what would be forgotten and who holds it; nothing is written but what speeds up the next question."""
     catalogue = Catalogue(lake, progress)
-    found = find(catalogue, selectors, distance=distance, copies=copies)
+    found = find(catalogue, selectors, distance=distance, copies=copies, spare=spare)
     samples = {f"{name}:{line}": why for (name, line), why in sorted(found.why.items())}
     told = Takedown(
         id="", at="", author="", reason="", selectors=tuple(selectors), samples=samples, blocked=found.blocked("")
@@ -64,6 +65,7 @@ def forget(
     author: str,
     distance: int | None = None,
     copies: bool = True,
+    spare: Sequence[str] = (),
     places: Places | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -78,6 +80,7 @@ def forget(
         author: who.
         distance: also images whose perceptual hashes differ in at most so many bits of 64.
         copies: False forgets only the samples that are named, not others that hold the same.
+        spare: `dataset:line` of look-alikes that show something else, and stay.
         places: where copies are removed on this machine.
         progress: told what is done, of how much, and what.
 
@@ -85,15 +88,16 @@ def forget(
         LineageError: a selector that names nothing, or no reason or author.
     """
     places, catalogue, before = places or Places(), Catalogue(lake, progress), tombstones(lake)
-    found = find(catalogue, selectors, distance=distance, copies=copies)
+    found = find(catalogue, selectors, distance=distance, copies=copies, spare=spare)
     takedown = request(lake, found, selectors, reason=reason, author=author)
     enforce(lake)
+    num_pages, copied_pages = remove_kept_pages(lake)
     removed: dict[str, Any] = {
         "caches": clear_caches(places.caches),
-        "pages": remove_pages(places.pages) if places.pages else 0,
+        "pages": num_pages + (remove_pages(places.pages) if places.pages else 0),
     }
     held = synced(lake, catalogue, takedown.lines)
-    removed["synced"] = [] if places.keep_synced else remove_synced(held)
+    removed["synced"] = copied_pages + ([] if places.keep_synced else remove_synced(held))
     seen = exposure(lake, takedown.lines, withheld=before, progress=progress)
     return write_receipt(
         lake, takedown, receipt_facts(lake, catalogue, takedown, seen, removed=removed), steps_bytes(seen)

@@ -19,7 +19,8 @@ from k25_pipelines.storage.store import Store
 # pyarrow.compute makes its functions when it is imported.
 
 EFFECT = {
-    "loaders": "those opened from now on leave the samples' spans empty",
+    "loaders": "those opened from now on leave the samples' spans empty, open ones from their next segment on; "
+    "trainers when they are started again",
     "plans": "from the next segment on they are drawn and charged, but never packed: the order of all others stays",
     "index": "what holds them is quarantined when it is indexed again",
     "past runs": "k25 replay leaves out these samples alone and verifies the rest; k25 trace tells where they were",

@@ -100,7 +100,8 @@ class PlanLoader:
             ahead_bytes: arrays of steps that are loaded ahead; the step asked for comes on top [bytes].
             max_bad_samples: of each source, or of any, before the run stops; where nothing is said, what the
                 recipe says, else 16 or one line in a hundred, whichever is more.
-            withheld: dataset and line of samples taken down since they were planned; None looks them up in the lake.
+            withheld: dataset and line of samples taken down since they were planned. None looks them up in the lake,
+                now and where a segment begins; ranks that load the same packs are to agree, and give them.
             cached_tokens: read the token ids of texts from the lake where they are kept; the same batches.
             normalised: False leaves patches as uint8 levels, a quarter of the bytes to keep and to move, for
                 `sample.patches.normalised` or the accelerator; digests are those of the normalised ones.
@@ -112,6 +113,7 @@ class PlanLoader:
         tokenizer = load_tokenizer(self.plan.tokenizer, store)
         self._pad, self._profile = tokenizer.special["pad"], profile_named(self.plan.profile)
         self._withheld = tombstones(store) if withheld is None else frozenset(withheld)
+        self._takedowns, self._heeded = (store if withheld is None else None), ""
         self._journal = Journal(store, run, is_shared=num_ranks > 1)
         self._max_bad_samples = max_bad_samples
         self._reader = Reader(
@@ -162,6 +164,7 @@ class PlanLoader:
         for late in [number for number in self._pending if not step <= number <= step + ahead]:
             for task in self._pending.pop(late).tasks:
                 task.cancel()
+        self._heed(step)
         self._follow(step)
         self._submit(step, is_first=not is_next)
         self._prefetcher.begin(step)
@@ -295,6 +298,12 @@ class PlanLoader:
 
     def _bytes_pending(self, step: int) -> int:
         return sum(work.num_bytes for number, work in self._pending.items() if number != step)
+
+    def _heed(self, step: int) -> None:
+        """Learn of takedowns since, at the first step of a segment that is asked for."""
+        if self._takedowns is not None and (segment := self.plan.segment_of(step).digest) != self._heeded:
+            self._withheld = tombstones(self._takedowns) if self._heeded else self._withheld
+            self._heeded = segment
 
     def _known_reason(self, row: Mapping) -> str | None:
         if len(self._withheld) and (row["dataset"], row["line"]) in self._withheld:

@@ -11,7 +11,7 @@ from k25_pipelines.errors import PlanError, RecipeError
 from k25_pipelines.plan.admission import check_sources
 from k25_pipelines.plan.compact import compact, expanded
 from k25_pipelines.plan.lane import Lane, Refusals, change_recipe, new_blend, refill
-from k25_pipelines.plan.recipe import MOST_LANES, Recipe, parse_recipe, recipe_at, recipe_dict, source_names
+from k25_pipelines.plan.recipe import Recipe, parse_recipe, recipe_at, recipe_dict, source_names
 from k25_pipelines.plan.rows import rows_table
 from k25_pipelines.plan.segment import (
     NO_TOMBSTONES,
@@ -30,6 +30,8 @@ PACKS_PER_SEGMENT = 16_384
 MOST_SEGMENT_STEPS = 1000
 LEAST_LANE_PACKS = 8
 """A lane by default gives each step at least so many packs, so that strata make steps alike."""
+DEFAULT_LANES = 64
+"""Lanes of a recipe that asks for none, at most; one for more machines asks for as many as they are."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -215,11 +217,11 @@ def default_lanes(recipe: Recipe, num_chunks: int) -> int:
     """Return the largest power of two that divides every packs_per_step of the recipe and suits it.
 
     Each lane keeps at least LEAST_LANE_PACKS packs a step, no source has fewer chunks than there
-    are lanes, and there are at most MOST_LANES.
+    are lanes, and there are at most DEFAULT_LANES.
     """
     packs = [recipe.packs_per_step, *(c.packs_per_step for c in recipe.changes if c.packs_per_step)]
     lanes = 1
-    while 2 * lanes <= min(MOST_LANES, num_chunks) and all(
+    while 2 * lanes <= min(DEFAULT_LANES, num_chunks) and all(
         p % (2 * lanes) == 0 and p // (2 * lanes) >= LEAST_LANE_PACKS for p in packs
     ):
         lanes *= 2

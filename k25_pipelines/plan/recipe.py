@@ -12,7 +12,8 @@ from k25_pipelines.plan.blend import LARGEST_PERIOD
 from k25_pipelines.plan.draws import AUGMENTATIONS
 from k25_pipelines.plan.size import profile
 
-MOST_LANES = 64
+MOST_LANES = 1024
+"""A lane a machine is what keeps machines from fetching the same bytes."""
 MOST_WHOLE = 2**31 - 1
 """Places in a pack are counted in 32 bits."""
 SHARE_UNITS = 10**6

@@ -49,7 +49,9 @@ def test_the_catalog_changes_when_a_dataset_does(place):
 def test_broken_samples_are_counted_against_a_budget(place, num_broken, passed):
     build(place.folder / "lake", num_broken=num_broken)
     place.instance.add_dynamic_partitions("dataset", ["captions"])
-    result = place.make("dataset_manifest", partition="captions", job="index_datasets")
+    result = place.make(
+        "dataset_manifest", partition="captions", job="index_datasets", raise_on_error=False
+    )  # where the check blocks, the run fails
     [check] = result.get_asset_check_evaluations()
     assert (check.check_name, check.passed) == ("quarantine_within_budget", passed)
     assert check.metadata["quarantined"].value == num_broken

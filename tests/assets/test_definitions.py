@@ -10,7 +10,7 @@ from assets.definitions import defs
 from tests.assets.conftest import ROOT
 
 ASSETS = {
-    "data_layer": {"dataset_manifest", "dataset_lengths", "lake_catalog"},
+    "data_layer": {"daily_index", "dataset_manifest", "dataset_lengths", "dataset_insight", "lake_catalog"},
     "plans": {"warmup_plan", "vit_plan", "projector_plan", "joint_plan", "long_context_plan"},
     "pretraining": {
         "language_checkpoint",
@@ -39,13 +39,13 @@ def test_every_asset_says_what_it_is(field):
     assert [spec.key.to_user_string() for spec in specs() if not getattr(spec, field)] == []
 
 
-def test_every_asset_is_part_of_the_demo():
-    assert [spec.key.to_user_string() for spec in specs() if "k25/demo" not in spec.tags] == []
+def test_every_asset_but_that_of_days_is_part_of_the_demo():
+    assert [spec.key.to_user_string() for spec in specs() if "k25/demo" not in spec.tags] == ["daily_index"]
 
 
 def test_every_check_says_what_must_hold():
     checks = [spec for check in defs.asset_checks for spec in check.check_specs]
-    assert len(checks) == 11
+    assert len(checks) == 11 + len(ASSETS["plans"])
     assert [spec.name for spec in checks if not spec.description] == []
 
 

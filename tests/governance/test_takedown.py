@@ -168,13 +168,15 @@ def test_an_indexer_without_a_screen_refuses_new_lines(lake, trained):
         index_dataset(lake, "again")
 
 
-def test_an_image_that_was_compressed_again_is_found_and_kept_out_by_its_look(lake, trained, tmp_path):
+def test_an_image_that_was_compressed_again_is_found_and_kept_out_by_its_look(lake, trained, tmp_path, capsys):
     pixels = cv2.imread(str(trained[0] / "raw" / "grounding" / "0007.png"))
     smaller = cv2.imencode(".jpg", cv2.resize(pixels, None, fx=0.8, fy=0.8), [cv2.IMWRITE_JPEG_QUALITY, 80])[
         1
     ].tobytes()
     (tmp_path / "theirs.jpg").write_bytes(smaller)
-    assert k25("forget", "--image", tmp_path / "theirs.jpg", "--near", 6, "--reason", "asked") == 0
+    words = ("forget", "--image", tmp_path / "theirs.jpg", "--near", 6, "--reason", "asked")
+    assert k25(*words) == 2  # it is shown first
+    assert k25(*words, "--seen", capsys.readouterr().err.partition("--seen ")[2][:8]) == 0
     assert PICTURE in tombstones(lake)
     register_copy(lake, trained, "again", {"back.jpg": smaller})
     assert governance.index_dataset(lake, "again").line(0).quarantine.startswith("taken down: ")
@@ -263,3 +265,22 @@ def test_the_command_asks_for_a_reason_and_lists_what_was_done(lake, capsys):
     assert k25("forget", PICTURE_ID, "--reason", "asked", "--author", "A", "--json") == 0
     receipt = json.loads(capsys.readouterr().out)
     assert (k25("forget", "--list", "--json"), json.loads(capsys.readouterr().out)[0]["id"]) == (0, receipt["takedown"])
+
+
+def test_an_open_loader_learns_of_it_where_the_next_segment_begins(lake, plan):
+    opened = open_plan(lake, plan)
+    wanted = next(row for row in rows_of(lake, plan, range(3, 6)) if row["dataset"] == "captions")
+    name = (wanted["dataset"], wanted["line"])
+    told = []
+    with PlanLoader(opened, lake) as follows, PlanLoader(opened, lake, withheld=[]) as is_told:
+        follows.batch(0)
+        is_told.batch(0)
+        governance.forget(lake, [f"{name[0]}:{name[1]}"], copies=False, **WHY)
+        for loader in (follows, is_told):
+            batches = [loader.batch(step) for step in range(1, 6)]
+            seen = [sample for batch in batches for sample in batch.provenance if (sample.dataset, sample.line) == name]
+            told.append(
+                {sample.masked for sample in seen if (sample.pack, sample.slot) == (wanted["pack"], wanted["slot"])}
+            )
+    assert "withheld" in told[0]
+    assert told[1] == {None}

@@ -66,7 +66,7 @@ def test_changes_hold_from_their_step_on():
         ({"blend": "samples"}, "vision_share is a ratio of tokens"),
         ({"profile": "kimi"}, "profile 'kimi' is unknown; known are kimi_k25"),
         ({"lanes": 3}, "packs_per_step 8 is no multiple of lanes 3"),
-        ({"lanes": 128}, "lanes is 128; at most 64"),
+        ({"lanes": 2048}, "lanes is 2048; at most 1024"),
         ({"licences": "MIT"}, "licences is 'MIT'; expected a list of names"),
         ({"sources": {}}, "sources is {}"),
         ({"sources": {"wiki": {}}}, "sources.wiki.weight is missing"),

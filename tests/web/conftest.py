@@ -55,9 +55,8 @@ def dagster_page(tmp_path_factory) -> Iterator[Page]:
         "K25_SCALE": "toy",
         "DAGSTER_HOME": str(folder / "dagster"),
     }
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port, pages_port = free_ports()
+    environment["K25_PAGES_URL"] = f"http://127.0.0.1:{pages_port}"
     with (folder / "log").open("wb") as log:
         command = [sys.executable, "-m", "assets.web", "--port", str(port)]
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
@@ -102,6 +101,14 @@ def screenshots(otherwise: Path) -> Path:
     folder = Path(os.environ.get("K25_SCREENSHOTS") or otherwise)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def free_ports() -> tuple[int, int]:
+    """Return two ports that nobody listens on."""
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        return one.getsockname()[1], other.getsockname()[1]
 
 
 def answers(url: str) -> bool:

@@ -1,8 +1,11 @@
 """What a person sees and does on the web page, in a real browser."""
 
+import subprocess
+import sys
+
 import pytest
 
-from tests.web.conftest import screenshots, wait_for
+from tests.web.conftest import ROOT, screenshots, wait_for
 
 pytestmark = pytest.mark.web
 
@@ -42,6 +45,31 @@ def test_a_click_on_materialize_makes_the_asset(dagster_page, tab, tmp_path):
     tab.screenshot(path=str(screenshots(tmp_path) / "runs.png"))
     tab.goto(f"{dagster_page.url}/assets/lake_catalog?view=events", wait_until="domcontentloaded")
     assert_shown(tab, "digest")
+
+
+def test_a_click_leads_from_a_materialisation_to_its_page_and_on_to_a_samples_lineage(dagster_page, tab):
+    words = ["-W", "ignore", "-m", "dagster", "asset", "materialize", "-m", "assets.definitions"]
+    what = ["--select", "dataset_manifest", "--partition", "grounding"]
+    prepared = (
+        "from assets.instance import *; open_instance(dagster_home()).add_dynamic_partitions('dataset', ['grounding'])"
+    )
+    for command in (["-c", prepared], [*words, *what]):
+        done = subprocess.run(
+            [sys.executable, *command], cwd=ROOT, env=dagster_page.environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    address = f"{dagster_page.url}/assets/dataset_manifest?view=partitions&partition=grounding"
+    tab.goto(address, wait_until="domcontentloaded")
+    link = tab.locator(f"a[href^='{dagster_page.environment['K25_PAGES_URL']}/datasets/grounding/']").first
+    link.wait_for(timeout=30_000)
+    with tab.context.expect_page() as opened:
+        link.click()
+    gallery = opened.value
+    gallery.wait_for_load_state()
+    assert gallery.title() == "grounding"
+    gallery.locator(".card .head a").first.click()
+    gallery.wait_for_load_state()
+    assert gallery.title().startswith("Where grounding:")
 
 
 def is_catalog_made(page) -> bool:
