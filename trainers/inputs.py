@@ -65,10 +65,14 @@ class Inputs:
     pairs: Pairs
 
 
-def inputs_of(batch: Batch) -> Inputs:
+def inputs_of(batch: Batch, pad: int | None = None) -> Inputs:
     """Return the tensors of a loader's `Batch`; an empty batch gives empty tensors.
 
     A token is a target where its label is not -100 and something of its own document stands before it.
+
+    Args:
+        batch: this rank's.
+        pad: the padding token, whose places no expert's load counts; None: all places are real.
     """
     labels = np.asarray(batch.labels, np.int64).reshape(-1)
     input_ids = np.asarray(batch.input_ids, np.int64).reshape(-1)
@@ -83,7 +87,7 @@ def inputs_of(batch: Batch) -> Inputs:
     return Inputs(
         input_ids=torch.from_numpy(input_ids),
         position=torch.from_numpy(np.asarray(batch.position_ids, np.int64).reshape(-1)),
-        groups=causal_groups(lengths),
+        groups=causal_groups(lengths, None if pad is None else torch.from_numpy(input_ids != pad)),
         patches=torch.from_numpy(np.asarray(batch.patches, np.float32)),
         grid_thw=np.asarray(batch.grid_thw, np.int64).reshape(-1, 3),
         slots=torch.from_numpy(slots),
