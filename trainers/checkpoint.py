@@ -1,6 +1,7 @@
 """Engine to store and back. A checkpoint is its files and, written last, its record; without a record it is not there.
 
-k25/checkpoints/<run>/<step>/weights.npz      every weight by name: what other stages start from
+k25/checkpoints/<run>/<step>/weights.npz      every weight by name: what other stages start from; several files above
+                                              1 GiB, made and uploaded one at a time
 k25/checkpoints/<run>/<step>/metrics.jsonl    a line for each step so far; beside it timings.jsonl, spikes.jsonl
 k25/checkpoints/<run>/<step>/engine/...       DeepSpeed's files: optimizer partitions, random state
 k25/checkpoints/<run>/<step>/record.json      what made it, and the SHA-256 of each file
@@ -12,7 +13,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +23,8 @@ from k25_pipelines.keys import digest
 from k25_pipelines.storage.store import Store
 from trainers.config import checkpoint_key
 from trainers.engine import Engine, rank_of_file
-from trainers.interchange.weights import open_weights, tensor_of
+from trainers.interchange.npz import npz_parts
+from trainers.interchange.weights import Held, open_weights, tensor_of
 from trainers.resuming import RECORD, read_record
 
 WEIGHTS = "weights.npz"
@@ -62,7 +63,8 @@ def save_checkpoint(
     engine.save(folder)
     weights = engine.weights()
     if engine.rank == 0:
-        _write_weights(folder / WEIGHTS, weights)
+        for name, data, _, _ in npz_parts(Held(weights)):
+            (folder / name).write_bytes(data)
         for name, file in LINES.items():
             (folder / file).write_text("".join(f"{json.dumps(line)}\n" for line in lines[name]))
     sums = _upload(store, key, folder, rank=engine.rank)
@@ -133,11 +135,6 @@ def checkpoint_digest(weights: Mapping[str, torch.Tensor], record: Mapping) -> s
     return digest(sums.hexdigest(), record["config"], record["plan"], record["segments"], record["step"])
 
 
-def _write_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
-    arrays: dict[str, Any] = {name: value.numpy() for name, value in sorted(weights.items())}
-    np.savez(path, **arrays)
-
-
 def _lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -165,7 +162,7 @@ def _upload(store: Store, key: str, folder: Path, *, rank: int) -> dict[str, str
 def _download(store: Store, key: str, files: Mapping[str, str], folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     for name, expected in files.items():
-        if name != WEIGHTS:
+        if not name.endswith(".npz"):
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(_verified(store, key, name, expected))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from k25_pipelines.keys import random_key
 from k25_pipelines.loader import Batch
 from trainers.model.attention import Groups, causal_groups
 
@@ -35,7 +36,7 @@ class Pairs:
     token_pair: Tensor
     """int64 [C]."""
     caption: Tensor
-    """int64 [S] equal where two pairs say the same words."""
+    """int64 [S] equal where two pairs say the same words, on whatever rank."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,7 +113,6 @@ def _pairs(vision_document: np.ndarray, token: np.ndarray, token_document: np.nd
     lengths = np.bincount(token_pair, minlength=len(documents))
     position = _runs(np.zeros_like(lengths), lengths)
     words = [part.tobytes() for part in np.split(token, np.cumsum(lengths)[:-1])] if len(documents) else []
-    known = {word: number for number, word in enumerate(dict.fromkeys(words))}
     return Pairs(
         count=len(documents),
         vision=torch.from_numpy(vision),
@@ -121,5 +121,5 @@ def _pairs(vision_document: np.ndarray, token: np.ndarray, token_document: np.nd
         position=torch.from_numpy(position),
         groups=causal_groups(lengths),
         token_pair=torch.from_numpy(token_pair),
-        caption=torch.tensor([known[word] for word in words], dtype=torch.int64),
+        caption=torch.tensor([random_key("caption", word.hex()) >> 1 for word in words], dtype=torch.int64),
     )

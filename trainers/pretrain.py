@@ -30,6 +30,7 @@ from trainers.engine import Engine, join_ranks, leave_ranks
 from trainers.feed import Feed
 from trainers.inputs import inputs_of
 from trainers.lifetime import end_with_parent
+from trainers.memory import keep_freed_memory
 from trainers.model.kimi_k25 import KimiK25
 from trainers.model.recompute import set_recompute
 from trainers.recipes import PROBE_STEPS
@@ -206,8 +207,8 @@ def _stop_at_no_number(run: Run, engine: Engine, feed: Feed, *, batch: Batch, ta
     raise K25Error(
         f"step {step} of run {run.run}: {what}. Nothing of this step is kept, the newest checkpoint stays as it is. "
         f"It held {named(samples)}; all of them: {file}, or k25 batch {plan} --steps {step}:{step + 1} --show; those "
-        f"before: k25 replay {run.run} --steps A:{step}. To go on without a sample: {out}. A lower rate: "
-        "--learning-rate there"
+        f"before: k25 replay {run.run} --steps A:{step}. To go on without them: {out}; if it is the rate, also "
+        "--learning-rate RATE there"
     )
 
 
@@ -256,6 +257,7 @@ def _resume(
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     end_with_parent()
     try:
         main(load_run(sys.argv[1]))

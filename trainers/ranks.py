@@ -36,7 +36,7 @@ def run_ranks(num_ranks: int, words: Sequence[str], *, logs: Path, environment: 
         logs: folder of what ranks above 0 say.
         environment: of every rank, but for what tells it which it is.
     """
-    store, found = _meeting_place(num_ranks)
+    store, found = meeting_place(num_ranks)
     logs.mkdir(parents=True, exist_ok=True)
     ranks = [_start(rank, words, logs=logs, environment={**environment, **found}) for rank in range(num_ranks)]
     try:
@@ -69,7 +69,7 @@ def main() -> int:
     return run_ranks(options.num_ranks, options.words, logs=options.logs, environment=os.environ)
 
 
-def _meeting_place(num_ranks: int) -> tuple[object, dict[str, str]]:
+def meeting_place(num_ranks: int) -> tuple[object, dict[str, str]]:
     """Return a store that ranks find by the variables beside it; its port is the system's choice."""
     from torch._C._distributed_c10d import TCPStore  # so that the help does not wait for torch
 

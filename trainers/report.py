@@ -53,7 +53,8 @@ class Report:
         with self._file.open("a") as file:
             file.write(f"{json.dumps(metrics)}\n")
         for tracker in self._trackers:
-            tracker.log(metrics["step"], figures(metrics))
+            if trouble := tracker.log(metrics["step"], figures(metrics)):
+                self.say(trouble)
         number = metrics["step"] + 1
         self._bar.set_postfix_str(f"loss {metrics['loss']:.3f}", refresh=False)
         self._bar.update()
@@ -87,7 +88,8 @@ class Report:
         """End the progress line."""
         self._bar.close()
         for tracker in self._trackers:
-            tracker.close()
+            if trouble := tracker.close():
+                self.say(trouble)
 
     def _is_due(self, number: int, times: int) -> bool:
         every = max(1, self._num_steps // times)

@@ -95,8 +95,8 @@ def check_continuable(record: Mapping, config: Mapping) -> None:
     if not any(name.startswith("engine/") for name in record["files"]):
         raise CheckpointError(f"{key} holds no optimizer to go on with; start from its weights: --initial")
     kept = sorted(name for name in config if name not in MAY_DIFFER)
-    changed = _different(*({name: given.get(name) for name in kept} for given in (record["config"], config)))
-    if changed:
+    theirs, ours = ({name: given.get(name) for name in kept} for given in (record["config"], config))
+    if changed := _different(theirs, ours):
         raise CheckpointError(
             f"{key} was made by another config: {'; '.join(sorted(changed))}; going on from it only "
             f"{', '.join(MAY_DIFFER)} may differ"
@@ -143,9 +143,9 @@ def way_out(config: TrainConfig, *, plan: str, step: int, checkpoint: str | None
         plan: that the step was read from.
         step: at which it went wrong.
         checkpoint: key of the newest one, None where there is none yet.
-        samples: that caused it, the worst first; empty: it is not known which.
+        samples: that caused it, the worst first; empty: it is not known which, and all of the step are left out.
     """
-    left_out = shlex.quote(f"{samples[0]['dataset']}/{samples[0]['key']}") if samples else "NAME/KEY"
+    left_out = shlex.quote(f"{samples[0]['dataset']}/{samples[0]['key']}") if samples else f"step={step}"
     fork = f"k25 plan fork {plan} --at-step {step} --without {left_out} --reason WHY"
     go_on = f"--continue {checkpoint.removeprefix(CHECKPOINTS)} " if checkpoint else ""
     again = "" if checkpoint else " (from step 0, with the options that this run was started with)"

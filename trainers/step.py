@@ -6,14 +6,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from k25_pipelines.loader import Batch
 from trainers.config import Run, TrainConfig
 from trainers.engine import Engine
 from trainers.inputs import Inputs, inputs_of
-from trainers.loss import siglip_loss
+from trainers.loss import Others, siglip_loss
 from trainers.model.kimi_k25 import KimiK25, Outputs
+from trainers.parallel.exchange import gather_tensors, rank_in, ranks_of
 from trainers.parallel.learn import Learnt, learn
 from trainers.schedule import learning_rate
 
@@ -74,47 +76,63 @@ def train_step(
         decoupled=run.parallel.decoupled_vision,
     )
     parts[0] = float(learnt.target_losses.double().sum()) / max(1, counts.targets)
-    loss, caption, contrastive = engine.total([float(learnt.loss), *parts])
+    sums = engine.total([float(learnt.loss), *parts])
     rate = learning_rate(step, config)
-    norm = engine.update(rate) if math.isfinite(loss) else math.nan
+    norm = engine.update(rate) if math.isfinite(sums[0]) else math.nan
     ended = time.perf_counter()
-    told = _told(engine, learnt, inputs, waited=waited, whole=ended - started)
-    metrics = {
-        "step": step,
-        "loss": loss,
-        "caption_loss": caption,
-        "contrastive_loss": contrastive if config.contrastive_weight else None,
-        **asdict(counts),
-        "vision_share": counts.vision_tokens / max(1, counts.tokens),
-        "patches": told["patches"],
-        "learning_rate": rate,
-        "gradient_norm": norm,
-        **_seen(engine),
-    }
-    losses = learnt.target_losses.cpu().numpy()
+    seconds, patches = _told(engine, learnt, inputs, waited=waited, whole=ended - started)
+    rates = {"patches": patches, "learning_rate": rate, "gradient_norm": norm}
     return Step(
-        metrics=metrics,
-        seconds=told["seconds"],
+        metrics={"step": step, **_losses(config, *sums), **_shares(counts), **rates, **_seen(engine)},
+        seconds=seconds,
         ended=ended,
-        target_losses=losses,
+        target_losses=learnt.target_losses.cpu().numpy(),
         target_document=inputs.target_document,
     )
 
 
 def contrastive_sum(model: KimiK25, outputs: Outputs, inputs: Inputs) -> Tensor:
-    """Return SigLIP's sum over this rank's image-caption pairs; pictures of other ranks are no negatives here."""
+    """Return this rank's part of SigLIP's sum over the image-caption pairs of all ranks. Collective."""
     head = model.contrastive
-    if head is None or outputs.images is None or outputs.texts is None:
+    if head is None:
         return outputs.target_losses.new_zeros(())
+    nothing = outputs.target_losses.new_zeros(0, head.config.width)
+    images, texts = (nothing if vectors is None else vectors for vectors in (outputs.images, outputs.texts))
+    caption = inputs.pairs.caption
     return siglip_loss(
-        outputs.images, outputs.texts, log_scale=head.log_scale, bias=head.bias, caption=inputs.pairs.caption
+        images,
+        texts,
+        log_scale=head.log_scale,
+        bias=head.bias,
+        caption=caption,
+        others=_of_others(images, texts, caption),
     )
+
+
+def _of_others(images: Tensor, texts: Tensor, caption: Tensor) -> Others | None:
+    if ranks_of(None) == 1:
+        return None
+    own = rank_in(None)
+    elsewhere = [
+        torch.cat([part for rank, part in enumerate(gather_tensors(rows)) if rank != own])
+        for rows in (images, texts, caption)
+    ]
+    return Others(images=elsewhere[0], texts=elsewhere[1], caption=elsewhere[2])
 
 
 def _counts(engine: Engine, batch: Batch, inputs: Inputs, pad: int) -> Counts:
     own = [len(inputs.target), inputs.pairs.count, int(np.sum(batch.input_ids != pad)), len(inputs.slots)]
     targets, pairs, tokens, vision_tokens = (int(count) for count in engine.total(own))
     return Counts(targets=targets, pairs=pairs, tokens=tokens, vision_tokens=vision_tokens)
+
+
+def _losses(config: TrainConfig, whole: float, caption: float, contrastive: float) -> dict[str, Any]:
+    compared = contrastive if config.contrastive_weight else None
+    return {"loss": whole, "caption_loss": caption, "contrastive_loss": compared}
+
+
+def _shares(counts: Counts) -> dict[str, Any]:
+    return {**asdict(counts), "vision_share": counts.vision_tokens / max(1, counts.tokens)}
 
 
 def _seen(engine: Engine) -> dict[str, Any]:
@@ -135,11 +153,11 @@ def _objective(
     return config.caption_weight * caption + config.contrastive_weight * contrastive, outputs.target_losses
 
 
-def _told(engine: Engine, learnt: Learnt, inputs: Inputs, *, waited: float, whole: float) -> dict[str, Any]:
+def _told(engine: Engine, learnt: Learnt, inputs: Inputs, *, waited: float, whole: float) -> tuple[dict, list]:
     """Return the mean seconds over the ranks, and the patches that each encoded."""
     every = engine.gather((waited, *learnt.seconds, engine.seen.optimizer_seconds, whole, len(inputs.patches)))
     *seconds, held = zip(*every, strict=True)
     *parts, mean = (sum(column) / len(every) for column in seconds)
     named = dict(zip(("wait", "vision", "backbone", "optimizer"), parts, strict=True))
     patches = list(held) if learnt.patches is None else learnt.patches.tolist()
-    return {"seconds": {**named, "other": mean - sum(parts), "all": mean}, "patches": patches}
+    return {**named, "other": mean - sum(parts), "all": mean}, patches

@@ -14,12 +14,14 @@ from k25_pipelines.errors import CheckpointError
 from k25_pipelines.storage.local import LocalStore
 from k25_pipelines.storage.store import Store
 from tests.trainers.conftest import as_one_rank, toy_config, train
+from trainers import checkpoint
 from trainers.checkpoint import load_modules, load_weights, restore, save_checkpoint
 from trainers.config import TrainConfig, checkpoint_key, plain
 from trainers.engine import Engine, rank_of_file
+from trainers.interchange.npz import npz_parts
 from trainers.model.kimi_k25 import KimiK25
 from trainers.pretrain import build_model
-from trainers.resuming import check_resumable, newest_record
+from trainers.resuming import check_resumable, newest_record, read_record
 
 FILES = [
     "engine/mp_rank_00_model_states.pt",
@@ -270,6 +272,22 @@ def test_the_weights_file_holds_every_weight_by_its_name_in_fp32(lake, config, w
     shapes = {name: (value.shape, torch.float32) for name, value in model.state_dict().items()}
     assert {name: (value.shape, value.dtype) for name, value in weights.items()} == shapes
     assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_large_weights_are_saved_as_several_files_and_are_the_same(lake, config, engine, tmp_path, monkeypatch):
+    record = small_record(config, "in-one")
+    one = save_checkpoint(engine, lake, record, lines=lines([]), work=tmp_path)
+    monkeypatch.setattr(checkpoint, "npz_parts", lambda weights: npz_parts(weights, 200_000))
+    parts = save_checkpoint(engine, lake, {**record, "run": "in-parts"}, lines=lines([]), work=tmp_path)
+    records = [read_record(lake, key) for key in (one, parts)]
+    files = [[name for name in each["files"] if name.startswith("weights")] for each in records]
+    assert files[0] == ["weights.npz"]
+    assert len(files[1]) > 2
+    assert records[0]["digest"] == records[1]["digest"]
+    weights = [load_weights(lake, key) for key in (one, parts)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert restored(engine, lake, config, "in-parts", tmp_path) is not None
 
 
 def test_each_file_of_the_engine_is_uploaded_by_the_rank_that_wrote_it():

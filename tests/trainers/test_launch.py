@@ -112,6 +112,7 @@ def test_a_field_that_cannot_be_set_is_named(lake, fields, said):
 def test_a_plan_of_ones_own_is_taken_and_an_unknown_one_refused(lake):
     other = changed(lake, "vit").plan
     assert changed(lake, fields={"plan": other}).plan == other
+    assert changed(lake, plan=other).plan == other
     with pytest.raises(PlanError, match="0000"):
         changed(lake, fields={"plan": "0000"})
 
@@ -190,6 +191,9 @@ def test_a_run_file_is_taken_as_it_is_but_for_ranks_and_switches(lake, monkeypat
         ),
         ("--recompute norms", "recompute is norms; it must be some of norm, swiglu, mla_up"),
         ("--initial warmup", "no checkpoint 'warmup'"),
+        ("--continue nowhere/00000001", "no checkpoint 'nowhere/00000001'"),
+        ("--continue a/1 --restart", "--restart begins at step 0, and --continue goes on; leave one out"),
+        ("--plan 0000", "no plan '0000'"),
         ("--set seed", "--set seed: write NAME=VALUE, such as --set weight_decay=0.1"),
         ("--set seed=1 --set seed=2", "--set names seed twice"),
         ("--config nowhere.json", "run file nowhere.json: No such file"),

@@ -110,7 +110,10 @@ def test_a_frozen_language_model_keeps_its_bits_its_bias_and_its_heads():
     engine.step(loss_of(engine), 0.01)
     after = weights(engine)
     assert {name.partition(".")[0] for name in after if not torch.equal(after[name], before[name])} == {"projector"}
-    assert replace(engine.seen, backward_seconds=0.0, optimizer_seconds=0.0) == Seen()
+    assert engine.seen.clipped_heads == 0
+    assert engine.seen.max_logit is not None
+    assert engine.seen.max_logit > 1e-3  # told, though nothing may move
+    assert sum(map(sum, engine.seen.expert_loads)) > 0
 
 
 def test_several_backward_passes_make_one_step():

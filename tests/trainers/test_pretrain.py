@@ -22,7 +22,7 @@ from trainers.model.kimi_k25 import KimiK25
 from trainers.resuming import newest_record
 from trainers.step import Step
 
-PARTS = ("wait", "vision", "backbone", "optimizer", "all")
+PARTS = ("wait", "vision", "backbone", "optimizer", "other", "all")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_times_stand_apart_from_what_is_compared(lake, whole):
     assert [set(line) for line in times] == [{"step", *PARTS}] * 4
     assert all(min(line[part] for part in PARTS) >= 0 for line in times)
     assert all(line["vision"] > 0 for line in times)
-    assert all(sum(line[part] for part in PARTS[:-1]) <= line["all"] for line in times)
+    assert [sum(line[part] for part in PARTS[:-1]) for line in times] == pytest.approx([line["all"] for line in times])
     assert not any("seconds" in line for line in metrics)
     told = [
         {**line, "seconds": {part: time[part] for part in PARTS}} for line, time in zip(metrics, times, strict=True)
@@ -127,7 +127,10 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_its_samples(lake, one_
     assert {(each["dataset"], each["line"]) for each in told["samples"]} == samples_of(lake, config, 1)
     worst = told["samples"][0]
     assert f"{worst['dataset']}/{worst['key']} (nan)" in str(raised.value)
-    assert f"k25 plan fork {config.plan} --at-step 1 --without NAME/KEY" in str(raised.value)
+    assert f"k25 plan fork {config.plan} --at-step 1 --without step=1 --reason" in str(
+        raised.value
+    )  # all are lost: none to blame
+    assert "then k25 train warmup --continue wild/00000001 --plan FORK" in str(raised.value)
     newest = newest_record(lake, "wild")
     assert newest is not None
     assert newest["step"] == 1  # the last good one stays
@@ -169,4 +172,6 @@ def test_a_loss_spike_is_kept_and_said_with_its_samples_and_the_way_out(lake, on
     assert losses == sorted(losses, reverse=True) != []
     said = capfd.readouterr().err
     assert f"loss spike at step 10: {spike['loss']:.4f}" in said
-    assert f"k25 plan fork {config.plan} --at-step 10 --without NAME/KEY" in said
+    worst = f"{spike['samples'][0]['dataset']}/{spike['samples'][0]['key']}"
+    assert f"k25 plan fork {config.plan} --at-step 10 --without {worst} --reason WHY prints the plan FORK" in said
+    assert "then k25 train warmup --continue spiky/00000010 --plan FORK" in said

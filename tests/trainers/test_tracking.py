@@ -1,11 +1,15 @@
 """What others are told of a step: flat figures, and event files that TensorBoard reads."""
 
 import importlib.util
+import socket
+import threading
 
 import pytest
 
 from trainers import tracking
 from trainers.report import open_report
+
+needs_mlflow = pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="needs mlflow")
 
 METRICS = {
     "step": 3,
@@ -77,15 +81,50 @@ def test_event_files_hold_the_figures(tmp_path):
     assert sorted(events.Tags()["scalars"]) == sorted(tracking.figures(METRICS))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="needs mlflow")
+@needs_mlflow
 def test_mlflow_finds_a_resumed_run_again(tmp_path, monkeypatch):
-    import mlflow
-
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     for step in (3, 4):
         (tracker,) = tracking.open_trackers(tmp_path, run="r", tensorboard=False)
-        tracker.log(step, tracking.figures(METRICS))
-        tracker.close()
-    client = mlflow.tracking.MlflowClient()
-    (run,) = client.search_runs([client.get_experiment_by_name("k25").experiment_id])
-    assert [each.step for each in client.get_metric_history(run.info.run_id, "loss")] == [3, 4]
+        assert tracker.log(step, tracking.figures(METRICS)) is None
+        assert tracker.close() is None
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name("k25")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert [(each.step, each.value) for each in client.get_metric_history(run.info.run_id, "loss")] == [
+        (3, 2.5),
+        (4, 2.5),
+    ]
+    assert sorted(run.data.metrics) == sorted(tracking.figures(METRICS))
+
+
+@needs_mlflow
+def test_a_server_that_does_not_answer_is_said_once_and_the_run_goes_on(tmp_path, monkeypatch, capfd):
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # nobody listens there afterwards
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with open_report(tmp_path, rank=0, num_steps=4, run="r") as report:
+        for step in range(4):
+            report.step({**METRICS, "step": step})
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("MLflow at")]
+    assert len(said) == 1
+    assert said[0].startswith(f"MLflow at {url} is told no more of this run, which goes on: ")
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+@needs_mlflow
+def test_no_step_waits_for_a_server_that_hangs(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr(tracking, "STEPS_WAITING", 2)
+    monkeypatch.setattr(tracking, "_mlflow_run", lambda run: threading.Event().wait(60))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://nowhere")
+    for steps, trouble in ((2, "no answer within 0 s"), (3, "2 steps wait to be told")):
+        (tracker,) = tracking.open_trackers(tmp_path, run="r", tensorboard=False)
+        said = [*[tracker.log(step, {"loss": 1.0}) for step in range(steps)], tracker.close(), tracker.close()]
+        told = [each for each in said if each]
+        assert told == [f"MLflow at http://nowhere is told no more of this run, which goes on: {trouble}"]

@@ -156,12 +156,12 @@ def test_two_ranks_read_what_one_reads_and_learn_what_one_learns(lake, alone, ra
     assert sum(column(one, "vision_tokens")) > 0
 
 
-def test_the_contrastive_stage_reads_the_same_on_two_ranks_and_starts_from_the_same_captions(lake, alone, ranks):
+def test_the_contrastive_stage_compares_the_pairs_of_all_ranks(lake, alone, ranks):
     one, two = history(lake, "vit-alone"), history(lake, "vit")
     assert column(two, "digest") == column(one, "digest")
     assert column(two, "pairs") == column(one, "pairs")
-    assert two[0]["caption_loss"] == pytest.approx(one[0]["caption_loss"], **CLOSE)
-    assert two[0]["contrastive_loss"] < one[0]["contrastive_loss"]  # pictures of other ranks are no negatives
+    for name in ("loss", "caption_loss", "contrastive_loss", "gradient_norm"):
+        assert column(two, name) == pytest.approx(column(one, name), rel=1e-3), name
 
 
 def test_a_rank_that_has_nothing_to_see_changes_nothing(lake, alone, ranks):

@@ -36,65 +36,76 @@ class Seen:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Watched:
-    """The trained layers of a whole model, in its order, by name."""
+    """The layers of a whole model, in its order, by name."""
 
     attentions: dict[str, int]
     """Name -> heads."""
     experts: dict[str, int]
     """Name -> experts."""
+    trained: frozenset[str]
+    """Names of those whose queries or router are trained: of the others it is only told what they did."""
 
 
 def watched(model: nn.Module) -> Watched:
     """Return the layers to look at; call it while the model is whole, and after its weights were frozen."""
-    attentions, experts = {}, {}
+    attentions, experts, trained = {}, {}, set()
     for name, module in model.named_modules():
-        if isinstance(module, MLA) and query_projection(module).weight.requires_grad:
-            attentions[name] = module.heads
-        if isinstance(module, MoE) and module.gate.weight.requires_grad:
-            experts[name] = len(module.last_load)
-    return Watched(attentions=attentions, experts=experts)
+        if isinstance(module, MLA):
+            attentions[name], decides = module.heads, query_projection(module).weight
+        elif isinstance(module, MoE):
+            experts[name], decides = len(module.last_load), module.gate.weight
+        else:
+            continue
+        if decides.requires_grad:
+            trained.add(name)
+    return Watched(attentions=attentions, experts=experts, trained=frozenset(trained))
 
 
 def after_step(model: nn.Module, layers: Watched, *, threshold: float) -> Seen:
-    """Clip heads over `threshold`, move the bias of routers against the loads, and return what was seen.
+    """Clip trained heads over `threshold`, move trained routers' biases against the loads; return what was seen.
 
     Collective over all ranks. Frozen layers stay as they are.
     """
-    max_logit, clipped = _clip(model, layers.attentions, threshold)
-    return Seen(max_logit=max_logit, clipped_heads=clipped, expert_loads=_balance(model, layers.experts))
+    max_logit, clipped = _clip(model, layers, threshold)
+    return Seen(max_logit=max_logit, clipped_heads=clipped, expert_loads=_balance(model, layers))
 
 
-def _clip(model: nn.Module, layers: dict[str, int], threshold: float) -> tuple[float | None, int]:
-    own = [(row, cast(MLA, module)) for row, module in _own(model, layers)]
-    if not layers:
+def _clip(model: nn.Module, layers: Watched, threshold: float) -> tuple[float | None, int]:
+    names = layers.attentions
+    if not names:
         return None, 0
     like = next(model.parameters())
     kind = torch.promote_types(like.dtype, torch.float32)
-    largest = torch.full((len(layers), max(layers.values())), -math.inf, dtype=kind, device=like.device)
-    for row, attention in own:
+    largest = torch.full((len(names), max(names.values())), -math.inf, dtype=kind, device=like.device)
+    own = [(row, name, cast(MLA, module)) for row, name, module in _own(model, names)]
+    for row, _, attention in own:
         largest[row] = attention.last_max_logit
     torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
-    for row, attention in own:
-        clip_heads(attention, largest[row], threshold)
+    for row, name, attention in own:
+        if name in layers.trained:
+            clip_heads(attention, largest[row], threshold)
+    moves = [name in layers.trained for name in names]
     top = float(largest.max())
-    return top if math.isfinite(top) else None, int((largest > threshold).sum())
+    return top if math.isfinite(top) else None, int((largest[moves] > threshold).sum())
 
 
-def _balance(model: nn.Module, layers: dict[str, int]) -> tuple[tuple[int, ...], ...]:
-    own = [(row, cast(MoE, module)) for row, module in _own(model, layers)]
-    if not layers:
+def _balance(model: nn.Module, layers: Watched) -> tuple[tuple[int, ...], ...]:
+    names = layers.experts
+    if not names:
         return ()
     device = next(model.parameters()).device
-    loads = torch.zeros(len(layers), max(layers.values()), dtype=torch.int64, device=device)
-    for row, experts in own:
+    loads = torch.zeros(len(names), max(names.values()), dtype=torch.int64, device=device)
+    own = [(row, name, cast(MoE, module)) for row, name, module in _own(model, names)]
+    for row, _, experts in own:
         loads[row] = experts.last_load
     torch.distributed.all_reduce(loads)
-    for row, experts in own:
-        experts.update_balance(loads[row])
+    for row, name, experts in own:
+        if name in layers.trained:
+            experts.update_balance(loads[row])
     return tuple(map(tuple, loads.tolist()))
 
 
-def _own(model: nn.Module, layers: dict[str, int]) -> list[tuple[int, nn.Module]]:
-    """Return row and module of the layers that this rank keeps."""
+def _own(model: nn.Module, layers: dict[str, int]) -> list[tuple[int, str, nn.Module]]:
+    """Return row, name and module of the layers that this rank keeps."""
     kept = dict(model.named_modules())
-    return [(row, kept[name]) for row, name in enumerate(layers) if name in kept]
+    return [(row, name, kept[name]) for row, name in enumerate(layers) if name in kept]

@@ -241,7 +241,7 @@ class MuonClip(torch.optim.Optimizer):
             if views[self._rank]:
                 own[: counts[self._rank]] = torch.cat(views[self._rank])
             every = own.new_empty(self._num_ranks, len(own))
-            torch.distributed.all_gather_into_tensor(every.view(-1), own, group=self._group)
+            torch.distributed.all_gather_single(every.view(-1), own, group=self._group)
             for rank in range(self._num_ranks):
                 if rank != self._rank and views[rank]:
                     lengths = [view.numel() for view in views[rank]]
