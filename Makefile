@@ -6,7 +6,7 @@ export PYTHONUNBUFFERED := 1
 export DS_BUILD_OPS := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test exact bench check format ui clean
+.PHONY: help setup demo test exact bench fusion check format ui clean
 
 help:  ## What there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -32,6 +32,9 @@ exact: setup  ## The long matrices: ranks x threads x kills
 
 bench: setup  ## Speed as ratios, against a peer in the same run; results are kept in benchmarks/results
 	@for name in planner traffic opening pixels plumbing; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+fusion: setup  ## Early, mid and late fusion on the lake of `make demo`; about a quarter of an hour on two cores
+	@$(BIN)/k25 up --background > /dev/null && . .k25/env && $(BIN)/python -m benchmarks.fusion
 
 check: setup  ## Lint, format, types
 	@$(BIN)/ruff check --no-cache . && $(BIN)/ruff format --check . && $(BIN)/basedpyright

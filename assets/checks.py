@@ -34,6 +34,14 @@ def long_packs_are_full(
     return fill_check(_output(context, lake, trainer, "long_context_plan"), severity=severity(trainer))
 
 
+@dg.asset_check(asset="longest_context_plan")
+def longest_packs_are_full(
+    context: dg.AssetCheckExecutionContext, lake: LakeResource, trainer: TrainerResource
+) -> dg.AssetCheckResult:
+    """Few places of the longest packs are padding."""
+    return fill_check(_output(context, lake, trainer, "longest_context_plan"), severity=severity(trainer))
+
+
 @dg.asset_check(asset="joint_checkpoint")
 def joint_vision_share_is_the_recipes(
     context: dg.AssetCheckExecutionContext, lake: LakeResource, trainer: TrainerResource
@@ -79,8 +87,16 @@ def joint_loss_fell(
 def long_context_loss_fell(
     context: dg.AssetCheckExecutionContext, lake: LakeResource, trainer: TrainerResource
 ) -> dg.AssetCheckResult:
-    """Stage 3 learnt: its loss on steps not trained on fell."""
+    """Stage 3 learnt on its first stretch: its loss on steps not trained on fell."""
     return loss_check(_record(context, lake, trainer, "long_context"), severity=severity(trainer))
+
+
+@dg.asset_check(asset="longest_context_checkpoint")
+def longest_context_loss_fell(
+    context: dg.AssetCheckExecutionContext, lake: LakeResource, trainer: TrainerResource
+) -> dg.AssetCheckResult:
+    """Stage 3 learnt on its second stretch: its loss on steps not trained on fell."""
+    return loss_check(_record(context, lake, trainer, "longest_context"), severity=severity(trainer))
 
 
 @dg.asset_check(asset="vit_caption_evaluation")
@@ -99,12 +115,12 @@ def true_images_beat_shuffled_ones(
     return sight_check(_output(context, lake, trainer, "projector_caption_evaluation"), severity=severity(trainer))
 
 
-@dg.asset_check(asset="long_context_checkpoint")
+@dg.asset_check(asset="longest_context_checkpoint")
 def lineage_is_complete(
     context: dg.AssetCheckExecutionContext, lake: LakeResource, trainer: TrainerResource
 ) -> dg.AssetCheckResult:
     """Every ancestor of the last checkpoint is in the lake, and so is every plan they were trained on."""
-    return lineage_check(lake.open(), _output(context, lake, trainer, "long_context_checkpoint")["checkpoint"])
+    return lineage_check(lake.open(), _output(context, lake, trainer, "longest_context_checkpoint")["checkpoint"])
 
 
 def severity(trainer: TrainerResource) -> dg.AssetCheckSeverity:

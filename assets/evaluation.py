@@ -21,13 +21,15 @@ from k25_pipelines.keys import digest
 from k25_pipelines.storage.store import Store
 
 GROUP = "evaluation"
+NEEDLE_STAGES = ("joint", "long_context", "longest_context")
+"""The stages after which a number is looked for in long texts."""
 COMMON: dict[str, Any] = {
     "group_name": GROUP,
     "pool": GPU,
     "owners": ["team:training"],
     "kinds": {"pytorch"},
     "tags": DEMO,
-    "code_version": "1",
+    "code_version": "2",
 }
 
 
@@ -47,22 +49,30 @@ def projector_caption_evaluation(
     return evaluate_captions(context, lake, trainer, "projector")
 
 
-@dg.asset(deps=[pretraining.joint_checkpoint, pretraining.long_context_checkpoint], **COMMON)
+@dg.asset(
+    deps=[pretraining.joint_checkpoint, pretraining.long_context_checkpoint, pretraining.longest_context_checkpoint],
+    **COMMON,
+)
 def needle_evaluation(
     context: dg.AssetExecutionContext, lake: LakeResource, trainer: TrainerResource
 ) -> dg.MaterializeResult:
-    """Does the longer context reach? Finding a sentence far back, before and after stage 3."""
+    """Does the longer context reach? Finding a sentence far back, before stage 3 and after each of its stretches."""
     objects, edition = lake.open(), edition_of(context)
     metrics = {}
-    for when, stage in (("before", "joint"), ("after", "long_context")):
-        metrics[when] = evaluation(context, objects, trainer, "needle", stage=stage)
+    for stage in NEEDLE_STAGES:
+        metrics[stage] = evaluation(context, objects, trainer, "needle", stage=stage)
     write_output(objects, "needle_evaluation", metrics, scale=trainer.scale, edition=edition)
-    rows = [{"when": when, **numbers(values)} for when, values in metrics.items()]
+    rows = [{"after": stage, **numbers(values)} for stage, values in metrics.items()]
     return materialized(digest(metrics), metadata={"needle": table(rows), "edition": edition})
 
 
 @dg.asset(
-    deps=[vit_caption_evaluation, projector_caption_evaluation, needle_evaluation, pretraining.long_context_checkpoint],
+    deps=[
+        vit_caption_evaluation,
+        projector_caption_evaluation,
+        needle_evaluation,
+        pretraining.longest_context_checkpoint,
+    ],
     **{**COMMON, "kinds": {"html"}},
 )
 def run_report(context: dg.AssetExecutionContext, lake: LakeResource, trainer: TrainerResource) -> dg.MaterializeResult:

@@ -24,6 +24,7 @@ def run_trainer(
     arguments: list[str],
     *,
     run_file: Mapping[str, Any],
+    num_ranks: int = 1,
 ) -> Path:
     """Run a trainer to its end and return its work folder.
 
@@ -32,10 +33,11 @@ def run_trainer(
 
     Args:
         context: of the asset that is made; the trainer's messages go to its log.
-        trainer: interpreter, ranks, folder.
+        trainer: interpreter, threads, folder.
         module: such as `trainers.pretrain`.
         arguments: words between the module and the run file.
         run_file: what the trainer reads; `run` names it.
+        num_ranks: processes that share the work.
 
     Raises:
         dg.Failure: the trainer ended with an error; the last lines of its log are in the message.
@@ -47,7 +49,8 @@ def run_trainer(
         if orphans := stop_marked(path, grace_seconds=0):
             context.log.warning(f"stopped the orphaned trainers {orphans} of {run_file['run']}")
         path.write_text(json.dumps({**run_file, "work": str(folder)}, indent=1, sort_keys=True))
-        _run_to_end(context, trainer, trainer.command(module, [*arguments, str(path)]), path)
+        command = trainer.command(module, [*arguments, str(path)], num_ranks=num_ranks, logs=folder)
+        _run_to_end(context, trainer, command, path)
     return folder
 
 

@@ -54,5 +54,14 @@ def checkpoint_record(lake: Store, key: str) -> dict[str, Any] | None:
         return None
 
 
+def checkpoint_lines(lake: Store, key: str, name: str) -> list[dict[str, Any]]:
+    """Return the lines of a JSONL file of the checkpoint under `key`, such as `metrics`; none where it has no such."""
+    try:
+        text = lake.get(f"{key}/{name}.jsonl").decode()
+    except ObjectNotFoundError:
+        return []
+    return [json.loads(line) for line in text.splitlines()]
+
+
 def _key(asset: str, scale: str, edition: str) -> str:
     return f"k25/outputs/{scale}/{edition}/{asset}.json"

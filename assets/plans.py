@@ -64,8 +64,16 @@ def joint_plan(context: dg.AssetExecutionContext, lake: LakeResource, trainer: T
 def long_context_plan(
     context: dg.AssetExecutionContext, lake: LakeResource, trainer: TrainerResource
 ) -> dg.MaterializeResult:
-    """Stage 3: longer packs with long documents and video."""
+    """Stage 3, first stretch: longer packs with long documents and video."""
     return plan_stage(context, lake, trainer, "long_context")
+
+
+@dg.asset(**COMMON)
+def longest_context_plan(
+    context: dg.AssetExecutionContext, lake: LakeResource, trainer: TrainerResource
+) -> dg.MaterializeResult:
+    """Stage 3, second stretch: the longest packs, each about one long document."""
+    return plan_stage(context, lake, trainer, "longest_context")
 
 
 @retry_the_store

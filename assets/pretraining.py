@@ -11,9 +11,9 @@ from assets.data_layer import DEMO
 from assets.launcher import run_trainer
 from assets.outputs import MAIN, checkpoint_record, edition_of, read_output, write_output
 from assets.pages import checkpoint_metadata
-from assets.pictures import curves
 from assets.reporting import materialized, picture, table
 from assets.resources import LakeResource, TrainerResource
+from assets.training import read_training, spike_rows, training_figures, training_pictures
 from k25_pipelines.errors import CheckpointError
 from k25_pipelines.storage.store import Store
 from trainers.config import TrainConfig, plain, run_name
@@ -26,7 +26,7 @@ COMMON: dict[str, Any] = {
     "owners": ["team:training"],
     "kinds": {"pytorch", "deepspeed"},
     "tags": DEMO,
-    "code_version": "1",
+    "code_version": "2",
 }
 ASSET_OF_STAGE = {
     "warmup": "language_checkpoint",
@@ -34,6 +34,7 @@ ASSET_OF_STAGE = {
     "projector": "projector_checkpoint",
     "joint": "joint_checkpoint",
     "long_context": "long_context_checkpoint",
+    "longest_context": "longest_context_checkpoint",
 }
 """Stage -> the asset that is its checkpoint."""
 
@@ -74,8 +75,16 @@ def joint_checkpoint(
 def long_context_checkpoint(
     context: dg.AssetExecutionContext, lake: LakeResource, trainer: TrainerResource
 ) -> dg.MaterializeResult:
-    """Stage 3: the joint model, its context stretched and trained on long packs."""
+    """Stage 3, first stretch: the joint model, its context stretched and trained on long packs."""
     return train_stage(context, lake, trainer, "long_context")
+
+
+@dg.asset(deps=[plans.longest_context_plan, long_context_checkpoint], **COMMON)
+def longest_context_checkpoint(
+    context: dg.AssetExecutionContext, lake: LakeResource, trainer: TrainerResource
+) -> dg.MaterializeResult:
+    """Stage 3, second stretch: the context stretched again; what pre-training ends with."""
+    return train_stage(context, lake, trainer, "longest_context")
 
 
 @policies.retry_the_store
@@ -89,15 +98,16 @@ def train_stage(
     record = finished_record(objects, run, config)
     cached = record is not None
     if record is None:
-        run_file = {"config": plain(config), "store": objects.url, "run": run, "threads": trainer.threads}
-        run_trainer(context, trainer, "trainers.pretrain", [], run_file=run_file)
+        run_file = {"config": plain(config), "store": objects.url, "run": run, **trainer.layout()}
+        run_trainer(context, trainer, "trainers.pretrain", [], run_file=run_file, num_ranks=trainer.num_ranks)
         record = finished_record(objects, run, config)
     if record is None:
         raise CheckpointError(f"the trainer of {run} ended well and left no checkpoint of step {config.steps}")
     context.add_asset_metadata(checkpoint_metadata(objects, record))
     output = {"checkpoint": record["key"], "digest": record["digest"], "run": run, "stage": stage, "plan": config.plan}
     write_output(objects, ASSET_OF_STAGE[stage], output, scale=trainer.scale, edition=edition)
-    return materialized(record["digest"], metadata={"cached": cached, "edition": edition, **record_metadata(record)})
+    shown = {**record_metadata(record), **training_metadata(objects, record["key"])}
+    return materialized(record["digest"], metadata={"cached": cached, "edition": edition, **shown})
 
 
 def edition_config(lake: Store, stage: str, *, scale: str, edition: str) -> TrainConfig:
@@ -127,8 +137,12 @@ def record_metadata(record: Mapping[str, Any]) -> dict[str, Any]:
         "plan": record["plan"],
         "steps": record["step"],
         **{name: metrics[name] for name in shown if metrics.get(name) is not None},
-        "loss": picture(
-            curves({"loss": metrics["losses"]}, title=f"{record['stage']}: loss of each step", unit="loss")
-        ),
         "lineage": table(lineage),
     }
+
+
+def training_metadata(lake: Store, checkpoint: str) -> dict[str, Any]:
+    """Return what Dagster shows of the steps that led to a checkpoint: figures, pictures and loss spikes."""
+    told = read_training(lake, checkpoint)
+    pictures = {name: picture(image) for name, image in training_pictures(told).items()}
+    return {**training_figures(told), **pictures, "spikes": table(spike_rows(told))}

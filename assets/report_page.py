@@ -11,6 +11,7 @@ from assets.plans import step_table
 from assets.pretraining import ASSET_OF_STAGE
 from assets.reporting import data_url, in_words
 from assets.summary import caption_rows, needle_rows
+from assets.training import read_training, spike_rows, training_pictures
 from k25_pipelines.catalog.registry import dataset_names, load_manifest
 from k25_pipelines.storage.store import Store
 
@@ -38,7 +39,7 @@ def page(lake: Store, *, scale: str, edition: str) -> str:
     records = {stage: record for stage, record in made.items() if record}
     sections = [
         ("What was trained", "Every stage reads its own plan, and starts from the stage before.", _stages(records)),
-        ("Losses", "One curve a stage, a point a step.", _losses(records)),
+        ("Training", "What was seen of each step, a row of pictures a stage.", _training(lake, records)),
         ("Plans", "Fill and vision share of each step, as planned before a byte was read.", _plans(lake, records)),
         (
             "Evaluations",
@@ -82,10 +83,13 @@ def _stages(records: Mapping[str, Mapping[str, Any]]) -> str:
     return html_table(rows)
 
 
-def _losses(records: Mapping[str, Mapping[str, Any]]) -> str:
-    return _pictures(
-        curves({"loss": record["metrics"]["losses"]}, title=stage, unit="loss") for stage, record in records.items()
-    )
+def _training(lake: Store, records: Mapping[str, Mapping[str, Any]]) -> str:
+    shown = []
+    for stage, record in records.items():
+        told = read_training(lake, record["key"])
+        spikes = html_table(spike_rows(told)) if told.spikes else ""
+        shown.append(f"<h3>{html.escape(stage)}</h3>{_pictures(training_pictures(told).values())}{spikes}")
+    return "".join(shown)
 
 
 def _plans(lake: Store, records: Mapping[str, Mapping[str, Any]]) -> str:

@@ -13,6 +13,7 @@ import dagster as dg
 from assets import processes
 from k25_pipelines.errors import K25Error
 from k25_pipelines.storage.store import Store, open_store
+from trainers.recipes import SCALES
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 STATE = REPOSITORY / ".k25"
@@ -21,6 +22,8 @@ PAGES_URL = "http://127.0.0.1:3080"
 """Where `k25 ui` and `k25 pages` serve pages, unless told otherwise."""
 RATES = ("tokens_per_gpu_second", "usd_per_gpu_hour", "usd_per_1000_gets", "usd_per_gb")
 """Rates of a quote that K25_TOKENS_PER_GPU_SECOND and so on may say."""
+PARALLEL = ("decoupled_vision", "expert_ranks", "pipeline_stages", "virtual_stages")
+"""Fields of `trainers.config.ParallelConfig`."""
 
 
 class NotAnOutputError(K25Error):
@@ -58,16 +61,34 @@ class TrainerResource(dg.ConfigurableResource):
     threads: int = os.cpu_count() or 1
     """Threads of a trainer's arithmetic; the same number continues a run bit for bit."""
     num_ranks: int = 1
-    """Processes of a trainer; more than one are started by torchrun."""
+    """Processes of a trainer."""
+    expert_ranks: int = 1
+    """Ranks that share one set of experts."""
+    pipeline_stages: int = 1
+    """Ranks that the decoder's layers are spread over."""
+    virtual_stages: int = 2
+    """Runs of layers that each rank of a pipeline has."""
+    decoupled_vision: bool = True
+    """Whether media are encoded by all ranks alike."""
+    recompute: list[str] = []  # noqa: RUF012 (pydantic copies it)
+    """Parts of the decoder made again for the backward pass."""
+    offload: bool = False
+    """Whether what the backward pass needs waits in the CPU's memory."""
+    tensorboard: bool = False
+    """Whether trainers write event files below their work folder."""
     grace_seconds: float = 20.0
     """How long a cancelled trainer may take to leave [s]."""
 
-    def command(self, module: str, arguments: list[str]) -> list[str]:
-        """Return the command that starts a trainer's module."""
-        if self.num_ranks == 1:
-            return [self.python, "-m", module, *arguments]
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.num_ranks}"]
-        return [self.python, *launcher, "-m", module, *arguments]
+    def command(self, module: str, arguments: list[str], *, num_ranks: int = 1, logs: Path | None = None) -> list[str]:
+        """Return the command that starts a trainer's module on so many ranks; those above 0 write below `logs`."""
+        launcher = ["trainers.ranks", "--logs", str(logs or self.work), str(num_ranks)] if num_ranks > 1 else []
+        return [self.python, "-m", *launcher, module, *arguments]
+
+    def layout(self) -> dict[str, Any]:
+        """Return what a stage's run file says of how the work is done: nothing of it changes what is learnt."""
+        parallel = {name: getattr(self, name) for name in PARALLEL}
+        others = {name: getattr(self, name) for name in ("threads", "recompute", "offload", "tensorboard")}
+        return {"parallel": parallel, **others}
 
 
 class NoOutputs(dg.ConfigurableIOManager):
@@ -112,14 +133,49 @@ def lake_from_env() -> LakeResource:
 
 
 def trainer_from_env() -> TrainerResource:
-    """Return the trainer's launcher: K25_SCALE, K25_TRAINER_PYTHON, K25_WORK, K25_THREADS, K25_RANKS."""
+    """Return the trainer's launcher.
+
+    From K25_SCALE, K25_TRAINER_PYTHON, K25_WORK; K25_THREADS (of a rank; the cores dealt out among the ranks if not
+    told), K25_RANKS, K25_EXPERT_RANKS, K25_PIPELINE_STAGES, K25_VIRTUAL_STAGES, K25_COUPLED_VISION; K25_RECOMPUTE
+    (names with commas), K25_OFFLOAD, K25_TENSORBOARD. Switches are `on` or `off`.
+
+    Raises:
+        K25Error: a variable holds what cannot be.
+    """
+    scale = os.environ.get("K25_SCALE", "demo")
+    if scale not in SCALES:
+        raise K25Error(f"K25_SCALE is {scale!r}; the scales are {', '.join(SCALES)}")
+    num_ranks = _whole("K25_RANKS", 1)
     return TrainerResource(
-        scale=os.environ.get("K25_SCALE", "demo"),
+        scale=scale,
         python=os.environ.get("K25_TRAINER_PYTHON", sys.executable),
         work=os.environ.get("K25_WORK", str(STATE / "work")),
-        threads=int(os.environ.get("K25_THREADS", os.cpu_count() or 1)),
-        num_ranks=int(os.environ.get("K25_RANKS", "1")),
+        threads=_whole("K25_THREADS", max(1, (os.cpu_count() or 1) // num_ranks)),
+        num_ranks=num_ranks,
+        expert_ranks=_whole("K25_EXPERT_RANKS", 1),
+        pipeline_stages=_whole("K25_PIPELINE_STAGES", 1),
+        virtual_stages=_whole("K25_VIRTUAL_STAGES", 2),
+        decoupled_vision=not _switch("K25_COUPLED_VISION"),
+        recompute=[name for name in os.environ.get("K25_RECOMPUTE", "").split(",") if name],
+        offload=_switch("K25_OFFLOAD"),
+        tensorboard=_switch("K25_TENSORBOARD"),
     )
+
+
+def _whole(name: str, default: int) -> int:
+    """Return a variable that counts something. Raises K25Error where it is no whole number of at least 1."""
+    told = os.environ.get(name, str(default))
+    if not told.isascii() or not told.isdigit() or int(told) < 1:
+        raise K25Error(f"{name} is {told!r}; expected a whole number of at least 1")
+    return int(told)
+
+
+def _switch(name: str) -> bool:
+    """Return a variable that is on or off; off where it is not told. Raises K25Error where it is neither."""
+    told = os.environ.get(name, "off")
+    if told not in ("on", "off"):
+        raise K25Error(f"{name} is {told!r}; expected on or off")
+    return told == "on"
 
 
 def retraining_from_env(stages: tuple[str, ...]) -> RetrainingSettings:

@@ -13,10 +13,13 @@ from k25_pipelines.catalog.statistics import statistics
 from k25_pipelines.storage.store import Store
 
 NEEDLE_LINES = {
-    "digits right, at the extended context": "digit_accuracy_extended",
-    "loss of the digits, at the extended context": "digit_nll_extended",
+    "digits right, at the first stretch": "digit_accuracy_extended",
+    "digits right, at the second stretch": "digit_accuracy_longest",
+    "loss of the digits, at the first stretch": "digit_nll_extended",
+    "loss of the digits, at the second stretch": "digit_nll_longest",
     "loss of text within the first context": "text_nll_within_context",
-    "loss of text beyond the first context": "text_nll_beyond_context",
+    "loss of text from there to the first stretch": "text_nll_beyond_context",
+    "loss of text from there to the second": "text_nll_beyond_extended",
 }
 
 LOSSES = """Losses are in nats a token. Before and after are of planned steps that are not trained on, whose samples may
@@ -83,8 +86,7 @@ def caption_rows(lake: Store, *, scale: str, edition: str) -> list[dict[str, Any
 def needle_rows(lake: Store, *, scale: str, edition: str) -> list[dict[str, Any]]:
     """Return what stage 3 changed over a long context; NotMadeError where it was not measured."""
     found = read_output(lake, "needle_evaluation", scale=scale, edition=edition)
-    before, after = found["before"], found["after"]
     return [
-        {"long context": title, "before stage 3": before[name], "after stage 3": after[name]}
+        {"long context": title, **{f"after {stage}": values[name] for stage, values in found.items()}}
         for title, name in NEEDLE_LINES.items()
     ]

@@ -65,7 +65,7 @@ PARTS = ("backbone", "vision_forward", "vision_forward_backward", "dep", "couple
 def main() -> None:
     """Measure, count, print and keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2, help="measured steps of each kind")
     parser.add_argument("--parts", nargs="+", default=KINDS, choices=KINDS, help="the other's last figures stay")
     parser.add_argument("--as-rank", help=argparse.SUPPRESS)
@@ -183,16 +183,17 @@ def measured(rounds: int, steps: int) -> dict:
 
 
 def ratios(cells: dict) -> dict:
-    """Return shares of the ideal from the seconds of parts, the least of all rounds counting for each step."""
+    """Return shares of the ideal: medians over rounds, of ratios within a round, all steps of a round together."""
     told = {}
     for clock, steps in cells.items():
-        best = {name: np.array([np.min(step[name], axis=0) for step in steps]).sum(0) for name in PARTS}
-        ideal = best["backbone"] + (best["vision_forward"] + best["vision_forward_backward"]) / 2
+        spent = {name: np.array([step[name] for step in steps]).sum(0) for name in PARTS}
+        ideal = spent["backbone"] + (spent["vision_forward"] + spent["vision_forward_backward"]) / 2
         told[clock] = {
-            "seconds": {name: round(float(value), 3) for name, value in best.items()},
-            "ideal_seconds": round(float(ideal), 3),
-            "dep_of_ideal": round(float(ideal / best["dep"]), 4),
-            "coupled_of_ideal": round(float(ideal / best["coupled"]), 4),
+            "seconds": {name: round(float(np.median(value)), 3) for name, value in spent.items()},
+            "ideal_seconds": round(float(np.median(ideal)), 3),
+            "dep_of_ideal": round(float(np.median(ideal / spent["dep"])), 4),
+            "dep_of_ideal_by_round": np.round(ideal / spent["dep"], 4).tolist(),
+            "coupled_of_ideal": round(float(np.median(ideal / spent["coupled"])), 4),
         }
     return told
 

@@ -44,7 +44,7 @@ PACKS = (4, 8)
 def main() -> None:
     """Measure, print and keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--as-rank", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.as_rank:
@@ -88,7 +88,7 @@ def run_rank(out: Path, *, rounds: int) -> None:
 
 
 def measured(kind: str, *, packs: int, num_virtual: int, rounds: int) -> tuple[float, float]:
-    """Return the seconds of a step, and those of a rank's share of the work: the least of all rounds."""
+    """Return the seconds of a step, and those of a rank's share of the work, of the round with the median bubble."""
     language = replace(SMALL.language, layers=LAYERS)
     config = ModelConfig(name="pipeline benchmark", language=language)
     whole, model = KimiK25(config, seed=3), KimiK25(config, seed=3)
@@ -97,21 +97,19 @@ def measured(kind: str, *, packs: int, num_virtual: int, rounds: int) -> tuple[f
     tokens = 32 if kind == "waiting" else 512
     inputs = inputs_for(packs, tokens)
     pipeline = Pipeline(model, packs=packs, pack_tokens=tokens, num_virtual=num_virtual)
-    steps, slept = [], []
-    for _ in range(rounds + 1):
-        _Sleep.spent = 0.0
-        steps.append(seconds_of(lambda: pipeline.run(inputs)))
-        slept.append(slowest(_Sleep.spent))
-    best = int(np.argmin(steps[1:])) + 1  # the first warms up
-    if kind == "waiting":
-        return steps[best], slept[best]
     one = inputs_for(1, tokens)
 
     def in_one_piece() -> None:
         for _ in range(packs):
             whole(one).target_losses.sum().backward()
 
-    return steps[best], min(seconds_of(in_one_piece) for _ in range(rounds)) / 2
+    pairs = []
+    for _ in range(rounds + 1):
+        _Sleep.spent = 0.0
+        step = seconds_of(lambda: pipeline.run(inputs))
+        pairs.append((step, slowest(_Sleep.spent) if kind == "waiting" else seconds_of(in_one_piece) / 2))
+    pairs = sorted(pairs[1:], key=lambda pair: pair[0] / pair[1])  # the first warms up
+    return pairs[len(pairs) // 2]
 
 
 def seconds_of(work: Callable[[], Any]) -> float:

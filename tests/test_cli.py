@@ -328,3 +328,19 @@ def test_a_server_left_by_a_killed_command_is_stopped_by_the_next_and_a_wanted_o
         assert (tmp_path / "s3.borrowed").read_text() == str(os.getpid())
     assert asked[-1] == ("down",)
     assert not (tmp_path / "s3.borrowed").exists()
+
+
+def test_a_stage_by_hand_is_refused_in_one_line_before_anything_is_trained(k25, lake):
+    for words, said in (
+        (["--ranks", "0"], "'0' is not a whole number above 0; see: k25 train --help"),
+        (["--config", "nowhere.json", "--lora", 8], "--lora changes what is learnt, and --config names a run as it is"),
+        ([], "unknown dataset 'code'"),
+    ):
+        assert_refused(k25("train", "warmup", *words), said)
+    assert [info.key for info in lake.list("k25/runs/")] == []
+
+
+def test_a_dry_run_of_an_export_counts_a_models_weights_without_making_them(k25, lake):
+    done = k25("export", "base", "--dry-run", "--dtype", "bfloat16")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "base: 2436 weights in 1 files, 2689648896 bytes\n"

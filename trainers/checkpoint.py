@@ -1,7 +1,8 @@
 """Engine to store and back. A checkpoint is its files and, written last, its record; without a record it is not there.
 
-k25/checkpoints/<run>/<step>/weights.npz      every weight by name: what other stages start from
-k25/checkpoints/<run>/<step>/metrics.jsonl    a line for each step so far
+k25/checkpoints/<run>/<step>/weights.npz      every weight by name: what other stages start from; several files above
+                                              1 GiB, made and uploaded one at a time
+k25/checkpoints/<run>/<step>/metrics.jsonl    a line for each step so far; beside it timings.jsonl, spikes.jsonl
 k25/checkpoints/<run>/<step>/engine/...       DeepSpeed's files: optimizer partitions, random state
 k25/checkpoints/<run>/<step>/record.json      what made it, and the SHA-256 of each file
 """
@@ -22,15 +23,21 @@ from k25_pipelines.keys import digest
 from k25_pipelines.storage.store import Store
 from trainers.config import checkpoint_key
 from trainers.engine import Engine, rank_of_file
+from trainers.interchange.npz import npz_parts
+from trainers.interchange.weights import Held, open_weights, tensor_of
+from trainers.resuming import RECORD, read_record
 
-RECORD = "record.json"
 WEIGHTS = "weights.npz"
 METRICS = "metrics.jsonl"
+LINES = {"history": METRICS, "timings": "timings.jsonl", "spikes": "spikes.jsonl"}
+"""What is kept of the steps so far. Wall times stand apart, so that all else can be compared bit for bit."""
 OWN_FILES = ("*.npz", "*.jsonl", "engine/*")
 """What is uploaded of a saved folder; DeepSpeed also leaves scripts there."""
 
 
-def save_checkpoint(engine: Engine, store: Store, record: Mapping, *, history: list[dict], work: Path) -> str:
+def save_checkpoint(
+    engine: Engine, store: Store, record: Mapping, *, lines: Mapping[str, list[dict]], work: Path
+) -> str:
     """Publish the engine's state as the checkpoint of `record`'s run and step, and return its key.
 
     Collective. Killed at any moment it leaves the checkpoint published before untouched, and what it had
@@ -40,7 +47,7 @@ def save_checkpoint(engine: Engine, store: Store, record: Mapping, *, history: l
         engine: after the step.
         store: the lake.
         record: all that `checkpoint_record` knows; files and digest are added here.
-        history: the metrics of every step so far.
+        lines: of the names in LINES, of every step so far.
         work: local folder through which the files go.
 
     Raises:
@@ -54,59 +61,36 @@ def save_checkpoint(engine: Engine, store: Store, record: Mapping, *, history: l
         folder.mkdir(parents=True)
     engine.barrier()
     engine.save(folder)
+    weights = engine.weights()
     if engine.rank == 0:
-        (folder / WEIGHTS).write_bytes(_weights_file(engine.model))
-        (folder / METRICS).write_text("".join(f"{json.dumps(line)}\n" for line in history))
+        for name, data, _, _ in npz_parts(Held(weights)):
+            (folder / name).write_bytes(data)
+        for name, file in LINES.items():
+            (folder / file).write_text("".join(f"{json.dumps(line)}\n" for line in lines[name]))
     sums = _upload(store, key, folder, rank=engine.rank)
     files = {name: value for part in engine.gather(sums) for name, value in part.items()}
     if engine.rank == 0:
-        named = {**record, "files": dict(sorted(files.items())), "digest": checkpoint_digest(engine.model, record)}
+        named = {**record, "files": dict(sorted(files.items())), "digest": checkpoint_digest(weights, record)}
         store.put_new(f"{key}/{RECORD}", json.dumps(named, indent=1).encode())
         shutil.rmtree(folder)
     engine.barrier()
     return key
 
 
-def restore_newest(engine: Engine, store: Store, *, run: str, config: Mapping, work: Path) -> dict | None:
-    """Load the newest published checkpoint of a run into the engine, and return its record with `history`.
+def restore(engine: Engine, store: Store, key: str, *, record: Mapping, work: Path) -> dict:
+    """Load a published checkpoint into the engine, and return its record with the lines of its steps.
 
-    Collective. None where the run has published none.
+    Collective. The record is one that `resuming.check_source` has let pass.
 
     Raises:
-        CheckpointError: it was made by another config or on another number of ranks, or a file is not what
-            its record says.
+        CheckpointError: a file is not what the record says.
     """
-    record = engine.gather(newest_record(store, run))[0]
-    if record is None:
-        return None
-    key = checkpoint_key(run, record["step"])
-    _same_config(key, record["config"], config)
-    if record["layout"]["ranks"] != engine.num_ranks:
-        raise CheckpointError(
-            f"{key} was saved on {record['layout']['ranks']} ranks, this is a group of {engine.num_ranks}; "
-            "its optimizer is cut into as many parts: start as many"
-        )
     folder = work / f"restoring-{engine.rank}"
     _download(store, key, record["files"], folder)
     engine.load(folder)
-    lines = (folder / METRICS).read_text().splitlines()
+    lines = {name: _lines(folder / file) for name, file in LINES.items()}
     shutil.rmtree(folder)
-    return {**record, "history": [json.loads(line) for line in lines]}
-
-
-def newest_record(store: Store, run: str) -> dict | None:
-    """Return the record of the newest published checkpoint of a run, None if there is none."""
-    prefix = f"{checkpoint_key(run, 0).rpartition('/')[0]}/"
-    keys = [info.key for info in store.list(prefix) if info.key.endswith(f"/{RECORD}")]
-    return json.loads(store.get(max(keys))) if keys else None
-
-
-def read_record(store: Store, key: str) -> dict:
-    """Return the record of a checkpoint. Raises CheckpointError where none is published under `key`."""
-    try:
-        return json.loads(store.get(f"{key}/{RECORD}"))
-    except ObjectNotFoundError:
-        raise CheckpointError(f"{key} is no published checkpoint: it has no {RECORD}; name one that has") from None
+    return {**record, **lines}
 
 
 def load_modules(model: nn.Module, store: Store, initial: Mapping[str, str]) -> None:
@@ -132,25 +116,27 @@ def load_modules(model: nn.Module, store: Store, initial: Mapping[str, str]) -> 
 
 
 def load_weights(store: Store, key: str) -> dict[str, torch.Tensor]:
-    """Return the weights of a checkpoint by their names. Raises CheckpointError."""
-    data = _verified(store, key, WEIGHTS, read_record(store, key)["files"][WEIGHTS])
+    """Return a checkpoint's weights by their names; a large imported one has several files. Raises CheckpointError."""
+    files = read_record(store, key)["files"]
+    if WEIGHTS not in files:
+        held = open_weights(store, key, files)
+        return {name: tensor_of(held, name) for name in held.shapes}
+    data = _verified(store, key, WEIGHTS, files[WEIGHTS])
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
 
 
-def checkpoint_digest(model: nn.Module, record: Mapping) -> str:
+def checkpoint_digest(weights: Mapping[str, torch.Tensor], record: Mapping) -> str:
     """Return the name of what was learnt: of the weights, the config, the plan's segments and the step."""
-    weights = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        weights.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        weights.update(value.contiguous().numpy().data)
-    return digest(weights.hexdigest(), record["config"], record["plan"], record["segments"], record["step"])
+    sums = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        sums.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        sums.update(value.contiguous().numpy().data)
+    return digest(sums.hexdigest(), record["config"], record["plan"], record["segments"], record["step"])
 
 
-def _weights_file(model: nn.Module) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, **{name: value.numpy() for name, value in sorted(model.state_dict().items())})
-    return buffer.getvalue()
+def _lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def _clear_half_upload(store: Store, key: str) -> None:
@@ -176,7 +162,7 @@ def _upload(store: Store, key: str, folder: Path, *, rank: int) -> dict[str, str
 def _download(store: Store, key: str, files: Mapping[str, str], folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     for name, expected in files.items():
-        if name != WEIGHTS:
+        if not name.endswith(".npz"):
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(_verified(store, key, name, expected))
@@ -192,11 +178,3 @@ def _verified(store: Store, key: str, name: str, expected: str) -> bytes:
     if found != expected:
         raise CheckpointError(f"{key}/{name} has SHA-256 {found[:12]}.., its record says {expected[:12]}..; {way_out}")
     return data
-
-
-def _same_config(key: str, theirs: Mapping, ours: Mapping) -> None:
-    changed = sorted(name for name in {*theirs, *ours} if theirs.get(name) != ours.get(name))
-    if changed:
-        raise CheckpointError(
-            f"{key} was made by another config: {', '.join(changed)} differ; resume with the same, or name a new run"
-        )

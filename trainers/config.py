@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from k25_pipelines.keys import digest
+from trainers.checks import check_training
 from trainers.interchange.lora_config import LoraConfig
 from trainers.model.checks import check_model
 
@@ -134,6 +135,8 @@ class TrainConfig:
     """Steps between checkpoints; 0: only the last step has one."""
     lora: LoraConfig | None = None
     """Adapters that are trained instead of the modules' own weights."""
+    continues: str | None = None
+    """Key of another run's checkpoint that this run goes on from: its weights, optimizer, random state and step."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,6 +171,8 @@ class Run:
     """Parts of the decoder made again for the backward pass, of `trainers.model.recompute.PARTS`; the bits stay."""
     offload: bool = False
     """Whether what the backward pass needs waits in the CPU's memory."""
+    tensorboard: bool = False
+    """Whether metrics also go to event files below `work`/tensorboard."""
     stop_at: int | None = None
     """Leave after this many steps of the config, with a checkpoint there; for tests and slices of a run."""
 
@@ -179,7 +184,8 @@ def checkpoint_key(run: str, step: int) -> str:
 
 def run_name(config: TrainConfig) -> str:
     """Return the run that a config names: the same config goes on with the same run, another is another run."""
-    return f"{config.stage}-{digest(plain(config))[:12]}"
+    told = {name: value for name, value in plain(config).items() if name != "continues" or value}
+    return f"{config.stage}-{digest(told)[:12]}"
 
 
 def load_run(path: str | Path) -> Run:
@@ -206,6 +212,7 @@ def check_config(config: TrainConfig) -> None:
         raise ValueError("config.contrastive_weight is set, and model.contrastive is not: give its sizes")
     if config.steps < 1:
         raise ValueError(f"config.steps is {config.steps}; train at least one step")
+    check_training(config)
 
 
 def plain(config: "DataclassInstance") -> dict:

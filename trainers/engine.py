@@ -5,7 +5,8 @@ the lock of a killed build; all three are off, and what is left has a folder of 
 
 Under AdamW DeepSpeed's ZeRO-1 cuts the weights into flat shards. MuonClip needs whole matrices and shares its states
 out itself, so DeepSpeed runs it at stage 0 and adds up the gradients: a step moves three times the weights' size over
-the network, where reduce-scatter and all-gather would move two.
+the network, where reduce-scatter and all-gather would move two. Where ranks keep different weights (experts or layers
+spread, MuonClip only) DeepSpeed is left out, since at stage 0 it takes all weights for copies of each other.
 """
 
 import logging
@@ -13,7 +14,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,10 +22,17 @@ import torch
 from torch import Tensor, nn
 
 from k25_pipelines.errors import CheckpointError
-from trainers.config import TrainConfig
-from trainers.model.language import forget_records, moe_layers, record_over_forwards, track_logits
+from trainers.config import ParallelConfig, TrainConfig
+from trainers.inputs import Inputs
+from trainers.model.kimi_k25 import KimiK25
+from trainers.model.language import forget_records, record_over_forwards, track_logits
+from trainers.optim.adamw import adamw
+from trainers.optim.after_step import Seen, after_step, watched
+from trainers.optim.files import read_model, take_states, write_model, write_states
 from trainers.optim.muonclip import MuonClip
-from trainers.optim.qk_clip import clip_heads, largest_logits, trained_attentions
+from trainers.optim.together import step_together
+from trainers.parallel.ranks import Place, check_parallel
+from trainers.parallel.spread import Share, Spread, sum_gradients, whole_share
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
@@ -32,60 +40,67 @@ os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
 BUCKET_ELEMENTS = 5_000_000
 """Gradients reduced at once; DeepSpeed reserves this much memory, and its default is 100 times as large."""
 ENGINE_TAG = "engine"
-"""Folder of DeepSpeed's own files in a checkpoint."""
-PARTITION = "zero_pp_rank_{}_mp_rank_00_optim_states.pt"
-"""MuonClip's states of a rank, under the name that DeepSpeed gives those of its ZeRO."""
-
+"""Folder of the engine's files in a checkpoint."""
 OPTIMIZERS = ("muonclip", "adamw")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Seen:
-    """What a step showed, the same on every rank but for the seconds."""
-
-    max_logit: float | None = None
-    """Largest attention logit of any head, layer and rank, before QK-Clip; None where none was recorded."""
-    clipped_heads: int = 0
-    """Heads that QK-Clip scaled down."""
-    expert_loads: tuple[tuple[int, ...], ...] = ()
-    """Places that each expert had on all ranks, a row for each layer with experts."""
-    backward_seconds: float = 0.0
-    """Wall time of this rank in the backward pass of `step`."""
-    optimizer_seconds: float = 0.0
-    """Wall time of this rank in the reduction of gradients, the optimizer and what follows it."""
 
 
 class Engine:
     """A model and its optimizer on this rank of a group. Collective: every rank makes the same calls."""
 
-    def __init__(self, model: nn.Module, config: TrainConfig):
+    def __init__(
+        self, model: nn.Module, config: TrainConfig, parallel: ParallelConfig | None = None, *, pack_tokens: int = 0
+    ) -> None:
         """Wrap `model`, whose frozen weights do not require gradients.
 
-        Raises:
-            ValueError: `config.optimizer` is none of `OPTIMIZERS`.
-        """
-        import deepspeed
+        Args:
+            model: whole, the same on every rank; where `parallel` spreads it, this rank's part stays of it.
+            config: the optimizer's fields are read.
+            parallel: how ranks share experts and layers; None: every rank has all.
+            pack_tokens: of each pack, padding included; what the stages of a pipeline exchange.
 
+        Raises:
+            ValueError: `config.optimizer` is none of `OPTIMIZERS`, or so many ranks cannot share the model so.
+        """
         if config.optimizer not in OPTIMIZERS:
             raise ValueError(f"config.optimizer is {config.optimizer!r}; expected one of {', '.join(OPTIMIZERS)}")
-        self._muonclip = _muonclip(model, config) if config.optimizer == "muonclip" else None
-        optimizer = self._muonclip or _adamw(model, config)
-        settings = _settings(config)
-        self._engine, wrapped, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
-        self._optimizer: Any = wrapped  # DeepSpeed's base class declares nothing of what its ZeRO-1 has
-        self._threshold = config.qk_clip_threshold if self._muonclip else math.inf
-        self._is_new_step = True
-        self.model = model
-        self.seen = Seen()
+        parallel = parallel or ParallelConfig()
         self.rank = torch.distributed.get_rank()
         self.num_ranks = torch.distributed.get_world_size()
+        check_parallel(parallel, config, self.num_ranks)
+        stages, expert_ranks = parallel.pipeline_stages, parallel.expert_ranks
+        self.place = Place(rank=self.rank, num_ranks=self.num_ranks, stages=stages, expert_ranks=expert_ranks)
+        self.model, self.seen, self._watched, self._is_new_step = model, Seen(), watched(model), True
+        is_spread = stages * expert_ranks > 1
+        self._spread = None
+        if is_spread:
+            self._spread = Spread(cast(KimiK25, model), parallel, place=self.place, pack_tokens=pack_tokens)
+        self._shares = [whole_share(model)] if self._spread is None else self._spread.shares()
+        is_ours = config.optimizer == "muonclip"
+        self._muonclips = [_muonclip(share, config) for share in self._shares] if is_ours else []
+        self._threshold = config.qk_clip_threshold if is_ours else math.inf
+        self._engine = None if is_spread else _wrapped(model, config, next(iter(self._muonclips), None))
         track_logits(model, True)
         record_over_forwards(model, True)
 
+    @property
+    def data_rank(self) -> int:
+        """Return whose packs this rank learns from; all ranks of a pipeline learn from the same."""
+        return self.place.replica
+
+    @property
+    def num_data_ranks(self) -> int:
+        """Return how many ranks have packs of their own."""
+        return self.place.num_replicas
+
+    @property
+    def spread(self) -> Spread | None:
+        """Return how the model is spread; None where every rank has all of it."""
+        return self._spread
+
     def forward(self, inputs: Any) -> Any:
-        """Return the model's outputs with gradients; a step may have several forward passes."""
+        """Return the model's outputs with gradients; a step may have several forward passes. Not in a pipeline."""
         self.begin_step()
-        return self._engine(inputs)
+        return self._engine(inputs) if self._engine else self.model(inputs)
 
     def begin_step(self) -> None:
         """Forget what passes outside of steps recorded; for those who call the model and not `forward`."""
@@ -94,37 +109,58 @@ class Engine:
         self._is_new_step = False
 
     def step(self, loss: Tensor, learning_rate: float) -> float:
-        """Update the weights and return the norm of the gradient before clipping.
-
-        Args:
-            loss: this rank's part of a loss that is a sum over ranks; DeepSpeed would take the mean.
-            learning_rate: of this step.
-        """
+        """Take `backward` and `update` together, and return the norm of the gradient before clipping."""
         start = time.perf_counter()
-        self._engine.backward(loss * self.num_ranks)
+        self.backward(loss)
         seconds = time.perf_counter() - start
         norm = self.update(learning_rate)
         self.seen = replace(self.seen, backward_seconds=seconds)
         return norm
 
+    def backward(self, loss: Tensor) -> None:
+        """Make gradients of `loss`: this rank's part of a sum over ranks; DeepSpeed would take the mean."""
+        whole = loss * self.num_ranks
+        if self._engine:
+            self._engine.backward(whole)
+        else:
+            whole.backward()
+
     def update(self, learning_rate: float) -> float:
         """Update the weights by the gradients that stand at them, and return their norm before clipping.
 
-        For those who run the backward passes of `model` themselves, after `begin_step`, which MuonClip alone allows:
-        the gradients are this rank's part of a sum over ranks, times the number of ranks. Clipping is by the norm of
-        all gradients together, before the optimizer's momentum.
+        After `backward`; or after `begin_step` and backward passes of one's own, which MuonClip alone allows: the
+        gradients are this rank's part of a sum over ranks, times the number of ranks. Clipping is by the norm of all
+        gradients together, before the optimizer's momentum. A norm that is not finite leaves weights, states, heads
+        and balances as they were: whoever gets it must stop.
         """
         start = time.perf_counter()
-        for group in self._optimizer.param_groups:
+        for group in self._groups():
             group["lr"] = learning_rate
-        self._engine.step()
-        self.seen = self._after_step()
+        if self._engine:
+            self._engine.step()
+            norm = float(self._engine.get_global_grad_norm() or 0.0)
+        else:
+            sum_gradients(self._shares, 1 / self.num_ranks)
+            norm = step_together(self._muonclips)
+            self.model.zero_grad()
+        self._is_new_step, self.seen = True, Seen()
+        if math.isfinite(norm):
+            self.seen = after_step(self.model, self._watched, threshold=self._threshold)
         self.seen = replace(self.seen, optimizer_seconds=time.perf_counter() - start)
-        return float(self._engine.get_global_grad_norm() or 0.0)
+        return norm
+
+    @torch.no_grad()
+    def target_losses(self, inputs: Inputs) -> Tensor:
+        """Return float [n] the loss of each target, without learning; in a pipeline on each of its ranks."""
+        if self._spread and self._spread.pipeline:
+            return self._spread.target_losses(inputs)
+        return self.model(inputs).target_losses
 
     def total(self, values: Sequence[float]) -> list[float]:
-        """Return the sums of each value over the ranks."""
+        """Return the sums of each value over the ranks that have data of their own: a pipeline counts once."""
         tensor = torch.tensor(values, dtype=torch.float64)
+        if self.place.stage:
+            tensor.zero_()
         torch.distributed.all_reduce(tensor)
         return tensor.tolist()
 
@@ -134,51 +170,58 @@ class Engine:
         torch.distributed.all_gather_object(values, value)
         return values
 
+    def gather_data(self, value: Any) -> list[Any]:
+        """Return the plain value of each rank that has data of its own: of a pipeline that of its first stage."""
+        return self.gather(value)[: self.num_data_ranks]
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         torch.distributed.barrier()
 
     def partition_elements(self) -> int:
         """Return how many weights this rank keeps optimizer state for."""
-        if self._muonclip:
-            return self._muonclip.partition_elements()
-        states = self._optimizer.optimizer.state.values()
+        if self._muonclips:
+            return sum(each.partition_elements() for each in self._muonclips)
+        states = cast(Any, self._engine).optimizer.optimizer.state.values()
         return sum(state["exp_avg"].numel() for state in states if "exp_avg" in state)
 
+    def weights(self) -> dict[str, Tensor]:
+        """Return the whole model's weights and buffers by name: of a spread model on rank 0, elsewhere nothing."""
+        return self._spread.weights() if self._spread else self.model.state_dict()
+
     def save(self, folder: Path) -> None:
-        """Write weights, optimizer and random state below `folder`: one file of each rank, one of all."""
+        """Write weights, optimizer and random state below `folder`: one file of each rank, one of all.
+
+        Under MuonClip no file depends on how the ranks shared the work but for its states' place in it.
+        """
         state = {"torch_rng": torch.get_rng_state()}
-        self._engine.save_checkpoint(str(folder), tag=ENGINE_TAG, client_state=state, save_latest=False)
-        if self._muonclip:
-            torch.save(self._muonclip.partition(), folder / ENGINE_TAG / PARTITION.format(self.rank))
+        if not self._muonclips:
+            cast(Any, self._engine).save_checkpoint(str(folder), tag=ENGINE_TAG, client_state=state, save_latest=False)
+            return
+        weights = self.weights()
+        if self.rank == 0:
+            write_model(folder / ENGINE_TAG, weights, **state)
+        write_states(folder / ENGINE_TAG, self._muonclips, rank=self.rank)
 
     def load(self, folder: Path) -> None:
-        """Take up what `save` wrote: under AdamW on as many ranks, under MuonClip on any number.
+        """Take up what `save` wrote: under AdamW on as many ranks, under MuonClip on any number shared in any way.
 
         Raises:
             CheckpointError: it wrote nothing there, or states of another model.
         """
-        _, state = self._engine.load_checkpoint(str(folder), tag=ENGINE_TAG)
+        if self._muonclips:
+            state = read_model(folder / ENGINE_TAG)
+            (self._spread.take if self._spread else self.model.load_state_dict)(state["module"])
+            take_states(folder / ENGINE_TAG, self._muonclips)
+        else:
+            _, state = cast(Any, self._engine).load_checkpoint(str(folder), tag=ENGINE_TAG)
         if state is None:
             raise CheckpointError(f"{folder} holds no state of an engine: its record names no file of {ENGINE_TAG}/")
-        if self._muonclip:
-            files = sorted((folder / ENGINE_TAG).glob(PARTITION.format("*")))
-            self._muonclip.take(torch.load(each, weights_only=True) for each in files)
         torch.set_rng_state(state["torch_rng"])
 
-    def _after_step(self) -> Seen:
-        """Clip heads, move the balance of experts, and return what was seen of both; frozen layers stay as they are."""
-        self._is_new_step = True
-        attentions = trained_attentions(self.model)
-        largest = largest_logits(attentions)
-        for attention, logits in zip(attentions, largest, strict=True):
-            clip_heads(attention, logits, self._threshold)
-        top = float(largest.max()) if largest.numel() else -math.inf
-        return Seen(
-            max_logit=top if math.isfinite(top) else None,
-            clipped_heads=int((largest > self._threshold).sum()),
-            expert_loads=_balance(self.model),
-        )
+    def _groups(self) -> list[dict]:
+        optimizers = self._muonclips or [cast(Any, self._engine).optimizer]
+        return [group for each in optimizers for group in each.param_groups]
 
 
 def rank_of_file(name: str) -> int:
@@ -219,42 +262,25 @@ def leave_ranks() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _balance(model: nn.Module) -> tuple[tuple[int, ...], ...]:
-    """Add up the experts' loads over the ranks, move the bias of trained routers, and return the loads."""
-    layers = [layer for layer in moe_layers(model) if layer.gate.weight.requires_grad]
-    if not layers:
-        return ()
-    loads = torch.stack([layer.last_load for layer in layers])
-    torch.distributed.all_reduce(loads)
-    for layer, load in zip(layers, loads, strict=True):
-        layer.update_balance(load)
-    return tuple(map(tuple, loads.tolist()))
+def _wrapped(model: nn.Module, config: TrainConfig, muonclip: MuonClip | None) -> Any:
+    """Return DeepSpeed's engine, untyped: what its optimizer has is declared nowhere."""
+    import deepspeed
+
+    optimizer = muonclip or adamw(model, config)
+    return deepspeed.initialize(model=model, optimizer=optimizer, config=_settings(config))[0]
 
 
-def _muonclip(model: nn.Module, config: TrainConfig) -> MuonClip:
+def _muonclip(share: Share, config: TrainConfig) -> MuonClip:
     return MuonClip(
-        [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad],
+        share.weights,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         momentum=config.muon_momentum,
         betas=config.betas,
         gradient_clip=config.gradient_clip,
+        group=share.group,
+        offsets=share.offsets,
     )
-
-
-def _adamw(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    groups = _parameter_groups(model, config.weight_decay)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
-
-
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Return the trained weights in two groups: matrices decay; norms, biases and tables do not."""
-    trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-    still = [weight for name, weight in trained if weight.ndim < 2 or "embed_tokens" in name or "pos_emb" in name]
-    names = {id(weight) for weight in still}
-    moving = [weight for _, weight in trained if id(weight) not in names]
-    groups = [{"params": moving, "weight_decay": weight_decay}, {"params": still, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
 
 
 def _settings(config: TrainConfig) -> dict:

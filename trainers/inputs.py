@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from k25_pipelines.keys import random_key
 from k25_pipelines.loader import Batch
 from trainers.model.attention import Groups, causal_groups
 
@@ -35,7 +36,7 @@ class Pairs:
     token_pair: Tensor
     """int64 [C]."""
     caption: Tensor
-    """int64 [S] equal where two pairs say the same words."""
+    """int64 [S] equal where two pairs say the same words, on whatever rank."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,10 +66,14 @@ class Inputs:
     pairs: Pairs
 
 
-def inputs_of(batch: Batch) -> Inputs:
+def inputs_of(batch: Batch, pad: int | None = None) -> Inputs:
     """Return the tensors of a loader's `Batch`; an empty batch gives empty tensors.
 
     A token is a target where its label is not -100 and something of its own document stands before it.
+
+    Args:
+        batch: this rank's.
+        pad: the padding token, whose places no expert's load counts; None: all places are real.
     """
     labels = np.asarray(batch.labels, np.int64).reshape(-1)
     input_ids = np.asarray(batch.input_ids, np.int64).reshape(-1)
@@ -83,7 +88,7 @@ def inputs_of(batch: Batch) -> Inputs:
     return Inputs(
         input_ids=torch.from_numpy(input_ids),
         position=torch.from_numpy(np.asarray(batch.position_ids, np.int64).reshape(-1)),
-        groups=causal_groups(lengths),
+        groups=causal_groups(lengths, None if pad is None else torch.from_numpy(input_ids != pad)),
         patches=torch.from_numpy(np.asarray(batch.patches, np.float32)),
         grid_thw=np.asarray(batch.grid_thw, np.int64).reshape(-1, 3),
         slots=torch.from_numpy(slots),
@@ -108,7 +113,6 @@ def _pairs(vision_document: np.ndarray, token: np.ndarray, token_document: np.nd
     lengths = np.bincount(token_pair, minlength=len(documents))
     position = _runs(np.zeros_like(lengths), lengths)
     words = [part.tobytes() for part in np.split(token, np.cumsum(lengths)[:-1])] if len(documents) else []
-    known = {word: number for number, word in enumerate(dict.fromkeys(words))}
     return Pairs(
         count=len(documents),
         vision=torch.from_numpy(vision),
@@ -117,5 +121,5 @@ def _pairs(vision_document: np.ndarray, token: np.ndarray, token_document: np.nd
         position=torch.from_numpy(position),
         groups=causal_groups(lengths),
         token_pair=torch.from_numpy(token_pair),
-        caption=torch.tensor([known[word] for word in words], dtype=torch.int64),
+        caption=torch.tensor([random_key("caption", word.hex()) >> 1 for word in words], dtype=torch.int64),
     )

@@ -86,8 +86,30 @@ K2_5 = ModelConfig(
 )
 """As published; the defaults of `LanguageConfig` are its own."""
 
-MODELS: Mapping[str, ModelConfig] = {model.name: model for model in (TOY, SMALL, BASE, K2_5)}
-"""`toy` is for tests and `small` for two cores; `base` fills one GPU (1.2 billion weights); `k2_5` is only counted.
+MOONLIGHT = ModelConfig(
+    name="moonlight",
+    language=LanguageConfig(
+        width=2048,
+        layers=27,
+        heads=16,
+        mlp=11264,
+        vocab=163840,
+        tied=False,
+        context=4096,
+        q_rank=None,
+        experts=64,
+        experts_per_token=6,
+        shared_experts=2,
+        expert_mlp=1408,
+        routed_scale=2.446,
+    ),
+    vision=K2_5.vision,
+)
+"""What the published stage 1a trains the tower against: MoonViT-3D with Moonlight-16B-A3B, as its config says."""
+
+MODELS: Mapping[str, ModelConfig] = {model.name: model for model in (TOY, SMALL, BASE, K2_5, MOONLIGHT)}
+"""`toy` is for tests and `small` for two cores; `base` fills one GPU (1.2 billion weights); `k2_5` and
+`moonlight` are only counted.
 
 The two small ones scale the weights of 2 experts as the published model those of 8, by the root of their number, and
 balance ten times as fast, since they train for hundreds of steps.

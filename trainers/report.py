@@ -6,13 +6,17 @@ The only door to Pipes: a trainer that Dagster started says there what it would 
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from trainers.spikes import named
+from trainers.tracking import Tracker, figures, open_trackers
+
+SPIKES = "spikes.jsonl"
 LINES_PER_RUN = 10
 """Progress lines in a log that is no terminal, and in Dagster's."""
 MESSAGES_PER_RUN = 200
@@ -22,22 +26,24 @@ MESSAGES_PER_RUN = 200
 class Report:
     """Says what one rank has to say: rank 0 everything, the others nothing."""
 
-    def __init__(self, pipes: Any, *, file: Path | None, num_steps: int) -> None:
+    def __init__(self, pipes: Any, *, file: Path | None, num_steps: int, trackers: Sequence[Tracker] = ()) -> None:
         """Open the report.
 
         Args:
             pipes: Dagster's context, or None.
             file: metrics are appended here, a JSON line a step; None says nothing at all.
             num_steps: of the whole run.
+            trackers: who else is told the figures of each step.
         """
-        self._pipes, self._file, self._num_steps = pipes, file, num_steps
+        self._pipes, self._file, self._num_steps, self._trackers = pipes, file, num_steps, trackers
         quiet = file is None or not sys.stderr.isatty()
         self._bar = tqdm(total=num_steps, unit="step", dynamic_ncols=True, disable=quiet, file=sys.stderr)
 
-    def resume(self, history: list[dict]) -> None:
-        """Begin the metrics file with the steps that are done."""
+    def resume(self, history: list[dict], spikes: Sequence[Mapping] = ()) -> None:
+        """Begin the files of metrics and spikes with those of the steps that are done."""
         if self._file is not None:
             self._file.write_text("".join(f"{json.dumps(line)}\n" for line in history))
+            (self._file.parent / SPIKES).write_text("".join(f"{json.dumps(line)}\n" for line in spikes))
             self._bar.update(len(history) - self._bar.n)
 
     def step(self, metrics: Mapping[str, Any]) -> None:
@@ -46,6 +52,9 @@ class Report:
             return
         with self._file.open("a") as file:
             file.write(f"{json.dumps(metrics)}\n")
+        for tracker in self._trackers:
+            if trouble := tracker.log(metrics["step"], figures(metrics)):
+                self.say(trouble)
         number = metrics["step"] + 1
         self._bar.set_postfix_str(f"loss {metrics['loss']:.3f}", refresh=False)
         self._bar.update()
@@ -64,9 +73,23 @@ class Report:
             sys.stderr.write(f"{line}\n")
             sys.stderr.flush()
 
+    def spike(self, spike: Mapping[str, Any], *, out: str) -> None:
+        """Report a step whose loss stands out, a line in spikes.jsonl, and the commands that lead out of it."""
+        if self._file is None:
+            return
+        with (self._file.parent / SPIKES).open("a") as file:
+            file.write(f"{json.dumps(spike)}\n")
+        self.say(
+            f"loss spike at step {spike['step']}: {spike['loss']:.4f}, where the median is {spike['median']:.4f} and "
+            f"the limit {spike['limit']:.4f}; most lost {named(spike['samples'])}; to train without one: {out}"
+        )
+
     def close(self) -> None:
         """End the progress line."""
         self._bar.close()
+        for tracker in self._trackers:
+            if trouble := tracker.close():
+                self.say(trouble)
 
     def _is_due(self, number: int, times: int) -> bool:
         every = max(1, self._num_steps // times)
@@ -74,10 +97,12 @@ class Report:
 
 
 @contextmanager
-def open_report(work: Path, *, rank: int, num_steps: int) -> Iterator[Report]:
-    """Yield the report of this rank; the metrics file is `metrics.jsonl` in `work`."""
+def open_report(work: Path, *, rank: int, num_steps: int, run: str = "", tensorboard: bool = False) -> Iterator[Report]:
+    """Yield the report of this rank; its files, `metrics.jsonl` and `spikes.jsonl`, lie in `work`."""
     with _pipes(rank) as pipes:
-        report = Report(pipes, file=work / "metrics.jsonl" if rank == 0 else None, num_steps=num_steps)
+        trackers = open_trackers(work, run=run, tensorboard=tensorboard) if rank == 0 and run else ()
+        file = work / "metrics.jsonl" if rank == 0 else None
+        report = Report(pipes, file=file, num_steps=num_steps, trackers=trackers)
         try:
             yield report
         finally:

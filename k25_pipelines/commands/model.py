@@ -17,10 +17,15 @@ def add_commands(commands) -> None:
         _export,
         purpose="write a checkpoint as safetensors with the released names, as transformers loads it",
         example="k25 export joint-0123456789ab/00000070 --to exported\n"
-        "  k25 export adapted-0123456789ab/00000100 --to exported --merge --dtype bfloat16",
+        "  k25 export adapted-0123456789ab/00000100 --to exported --merge --dtype bfloat16\n"
+        "  k25 export k2_5 --dry-run --dtype bfloat16",
     )
     export.add_argument("checkpoint", help="RUN/STEP, as its key ends after k25/checkpoints/")
-    export.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="is made; appears when it is whole")
+    where = export.add_mutually_exclusive_group(required=True)
+    where.add_argument("--to", type=Path, metavar="FOLDER", help="is made; appears when it is whole")
+    where.add_argument(
+        "--dry-run", action="store_true", help="say what would be written, of a checkpoint or of a model's name"
+    )
     export.add_argument("--dtype", choices=DTYPES, help="of the weights; as imported, else float32, if not given")
     export.add_argument("--tokenizer", help="default, a digest or a URI; that of the checkpoint's plan if not given")
     export.add_argument("--merge", action="store_true", help="add low-rank adapters to the weights; else they go alone")
@@ -36,7 +41,8 @@ def add_commands(commands) -> None:
 
 
 def _export(options: argparse.Namespace) -> int:
-    words = [options.checkpoint, "--to", str(options.to.absolute()), *_common(options)]
+    where = ["--to", str(options.to.absolute())] if options.to else ["--dry-run"]
+    words = [options.checkpoint, *where, *_common(options)]
     words += ["--dtype", options.dtype] if options.dtype else []
     return run_child("trainers.interchange.export", *words, *(["--merge"] if options.merge else []))
 

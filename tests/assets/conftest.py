@@ -4,7 +4,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -47,6 +47,8 @@ class Place:
     folder: Path
     lake: Store
     instance: dg.DagsterInstance
+    layout: Mapping[str, object] = field(default_factory=dict)
+    """Fields of the trainer's resource."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -67,7 +69,12 @@ class Place:
         from assets.resources import LakeResource, NoOutputs, TrainerResource
 
         trainer = TrainerResource(
-            scale="toy", python=sys.executable, work=str(self.folder / "work"), threads=1, grace_seconds=5
+            scale="toy",
+            python=sys.executable,
+            work=str(self.folder / "work"),
+            threads=1,
+            grace_seconds=5,
+            **self.layout,
         )
         return {"lake": LakeResource(url=self.lake.url), "trainer": trainer, "io_manager": NoOutputs()}
 

@@ -11,13 +11,14 @@ from tests.assets.conftest import ROOT
 
 ASSETS = {
     "data_layer": {"daily_index", "dataset_manifest", "dataset_lengths", "dataset_insight", "lake_catalog"},
-    "plans": {"warmup_plan", "vit_plan", "projector_plan", "joint_plan", "long_context_plan"},
+    "plans": {"warmup_plan", "vit_plan", "projector_plan", "joint_plan", "long_context_plan", "longest_context_plan"},
     "pretraining": {
         "language_checkpoint",
         "vit_checkpoint",
         "projector_checkpoint",
         "joint_checkpoint",
         "long_context_checkpoint",
+        "longest_context_checkpoint",
     },
     "evaluation": {"vit_caption_evaluation", "projector_caption_evaluation", "needle_evaluation", "run_report"},
 }
@@ -45,7 +46,7 @@ def test_every_asset_but_that_of_days_is_part_of_the_demo():
 
 def test_every_check_says_what_must_hold():
     checks = [spec for check in defs.asset_checks for spec in check.check_specs]
-    assert len(checks) == 11 + len(ASSETS["plans"])
+    assert len(checks) == 13 + len(ASSETS["plans"])
     assert [spec.name for spec in checks if not spec.description] == []
 
 

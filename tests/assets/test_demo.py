@@ -7,6 +7,7 @@ import sys
 import dagster as dg
 
 from tests.assets.conftest import ROOT
+from trainers.recipes import STAGES
 
 
 def demo(place) -> subprocess.CompletedProcess[str]:
@@ -28,13 +29,17 @@ def test_the_demo_makes_everything_once(place):
     versions = {key: version(place, key) for key in made}
     again = demo(place)
     assert "(found)" not in first.stdout
-    assert again.stdout.count("(found)") == 5 + 7  # every checkpoint and manifest: nothing is trained or indexed again
+    assert again.stdout.count("(found)") == 6 + 7  # every checkpoint and manifest: nothing is trained or indexed again
     assert {key: version(place, key) for key in made} == versions
     assert tables(again.stdout) == tables(first.stdout)
 
     page = (place.folder / "report" / "index.html").read_text()
     assert re.findall(r'(?:src|href)="(?!data:)', page) == []
-    assert all(stage in page for stage in ("warmup", "vit", "projector", "joint", "long_context"))
+    assert all(stage in page for stage in STAGES)
+    told = place.metadata("joint_checkpoint")
+    assert {"loss", "vision share", "largest attention logit", "expert load", "step time", "spikes"} <= told.keys()
+    parts = [told[f"{part}_share_of_time"] for part in ("wait", "vision", "backbone", "optimizer")]
+    assert 0.5 < sum(parts) < 1.001
 
 
 def version(place, key: dg.AssetKey) -> str:

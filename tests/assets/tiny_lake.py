@@ -22,8 +22,8 @@ WORDS = tuple("abcdefghijklmnopqrstuvwxyz"[place : place + 3] for place in range
 def build(folder: Path, *, num_broken: int = 1) -> Store:
     """Write the raw data below `folder` and return the lake there; some of the 60 caption images are unreadable."""
     lake = open_store(str(folder))
-    lake.put("raw/captions/000000.tar", _tar(range(60), num_broken=num_broken))
-    lake.put("raw/captions_heldout/000000.tar", _tar(range(100, 116), num_broken=0))
+    lake.put("raw/captions/000000.tar", caption_tar(range(60), num_broken=num_broken))
+    lake.put("raw/captions_heldout/000000.tar", caption_tar(range(100, 116)))
     _grounding(lake, 20)
     _clips(lake, 4, folder)
     lake.put("raw/wiki/part-0.parquet", _parquet([_text(seed, 60) for seed in range(60)]))
@@ -75,11 +75,12 @@ def _png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _tar(seeds: range, *, num_broken: int) -> bytes:
+def caption_tar(seeds: range, *, num_broken: int = 0, side: int = 84) -> bytes:
+    """Return a tar of drawings of so many pixels a side with their captions; the first ones cannot be read."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for seed in seeds:
-            image, caption, _ = _drawing(seed)
+            image, caption, _ = _drawing(seed, side)
             pixels = b"not an image" if seed < num_broken else _png(image)
             for suffix, data in (("png", pixels), ("txt", caption.encode())):
                 member = tarfile.TarInfo(f"{seed:06d}.{suffix}")

@@ -18,11 +18,11 @@ from k25_pipelines.plan.recipe import parse_recipe
 from k25_pipelines.planning import make_plan
 from k25_pipelines.storage.local import LocalStore
 from k25_pipelines.storage.store import Store
-from trainers.checkpoint import newest_record
 from trainers.config import Run, TrainConfig
 from trainers.engine import join_ranks, leave_ranks
 from trainers.pretrain import main
 from trainers.recipes import PARENTS, stage_config, stage_recipe
+from trainers.resuming import newest_record
 
 ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 

@@ -63,6 +63,7 @@ def checkpoint(
     told = {"stage": "joint", "model": plain(config), **more}
     tokenizer = load_tokenizer("default").digest
     facts = {"run": run, "stage": "joint", "step": 70, "plan": None, "segments": ["5" * 32], "parent": None}
+    facts |= {"step_range": [0, 70]}
     publish_weights(store, key, state, {**facts, "digest": "d" * 32, "tokenizer": tokenizer, "config": told})
     return key
 

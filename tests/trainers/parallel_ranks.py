@@ -25,9 +25,10 @@ from trainers.inputs import Inputs, inputs_of
 from trainers.loss import siglip_loss
 from trainers.model.kimi_k25 import KimiK25
 from trainers.model.moe import Experts, MoE, experts_forward
-from trainers.parallel.dep import at_home, by_patches, decoupled, dep_loss, dep_step
+from trainers.parallel.dep import at_home, by_patches, decoupled, dep_step
 from trainers.parallel.expert import gathered, spread_experts, spread_parameters
 from trainers.parallel.layout import Layout, balanced
+from trainers.parallel.learn import learn
 from trainers.parallel.pipeline import Pipeline
 from trainers.parallel.route import LayoutRule
 from trainers.parallel.route import Media as MediaOfStep
@@ -245,9 +246,8 @@ def engine_step(case: str, optimizer: str) -> dict:
         before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
         engine = Engine(model, config)
         (inputs,) = inputs_for([joined(own)], torch.float32)
-        engine.begin_step()
-        loss = dep_loss(model, decoupled(model, inputs, loss_of)) if is_decoupled else loss_of(model, inputs)
-        norms.append(engine.step(loss, 1e-2))
+        learn(engine, inputs, lambda model, inputs: (loss_of(model, inputs), torch.zeros(0)), decoupled=is_decoupled)
+        norms.append(engine.update(1e-2))
         after.append({name: weight.detach() - before[name] for name, weight in model.named_parameters()})
     moved = {name: float(change.abs().max()) for name, change in after[0].items()}
     return {"updates": farthest(after[1], after[0]), "norms": norms, "least_moved": min(moved.values())}

@@ -1,8 +1,10 @@
 """A checkpoint is there when its record is, is what its record says, and is all that a run needs to go on."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,16 +14,21 @@ from k25_pipelines.errors import CheckpointError
 from k25_pipelines.storage.local import LocalStore
 from k25_pipelines.storage.store import Store
 from tests.trainers.conftest import as_one_rank, toy_config, train
-from trainers.checkpoint import load_modules, load_weights, newest_record, restore_newest, save_checkpoint
+from trainers import checkpoint
+from trainers.checkpoint import load_modules, load_weights, restore, save_checkpoint
 from trainers.config import TrainConfig, checkpoint_key, plain
 from trainers.engine import Engine, rank_of_file
+from trainers.interchange.npz import npz_parts
 from trainers.model.kimi_k25 import KimiK25
 from trainers.pretrain import build_model
+from trainers.resuming import check_resumable, newest_record, read_record
 
 FILES = [
     "engine/mp_rank_00_model_states.pt",
     "engine/zero_pp_rank_0_mp_rank_00_optim_states.pt",
     "metrics.jsonl",
+    "spikes.jsonl",
+    "timings.jsonl",
     "weights.npz",
 ]
 
@@ -93,6 +100,18 @@ def small_record(config: TrainConfig, run: str) -> dict:
     return {"run": run, "step": 1, "plan": config.plan, "segments": [], "config": plain(config), "layout": layout}
 
 
+def restored(engine: Engine, lake: Store, config: TrainConfig, run: str, work: Path) -> dict | None:
+    """Go on from a run's newest checkpoint on one rank, if it has one and may."""
+    if (record := newest_record(lake, run)) is None:
+        return None
+    check_resumable(record, config=plain(config), num_ranks=1)
+    return restore(engine, lake, checkpoint_key(run, record["step"]), record=record, work=work)
+
+
+def lines(history: list[dict]) -> dict[str, list[dict]]:
+    return {"history": history, "timings": [], "spikes": []}
+
+
 def test_a_run_that_was_left_and_goes_on_ends_as_one_that_was_not(lake, config, whole, tmp_path):
     left = train(lake, config, "left", tmp_path, stop_at=3)
     assert left["loader"] == {"run": "left", "plan": config.plan, "segment": whole["segments"][-1], "step": 3}
@@ -100,7 +119,8 @@ def test_a_run_that_was_left_and_goes_on_ends_as_one_that_was_not(lake, config, 
     ended = train(lake, config, "left", tmp_path / "elsewhere")
     differing = {name for name in ended if ended[name] != whole[name]}
     assert differing == {"run", "loader", "files"}
-    assert {name for name in FILES if ended["files"][name] != whole["files"][name]} <= set(FILES[:2])  # pickles
+    others = {name for name in FILES if ended["files"][name] != whole["files"][name]}
+    assert others <= {*FILES[:2], "timings.jsonl"}  # pickles, and wall times
     assert ended["loader"] == {**whole["loader"], "run": "left"}
 
 
@@ -117,7 +137,7 @@ def test_a_checkpoint_holds_its_files_and_their_sums_and_nothing_else(lake, whol
     assert sorted({info.key.split("/")[3] for info in lake.list("k25/checkpoints/whole/")}) == ["00000002", "00000004"]
 
 
-@pytest.mark.parametrize("num_written", range(5))
+@pytest.mark.parametrize("num_written", range(len(FILES) + 1))
 def test_a_save_killed_after_any_object_leaves_no_checkpoint_and_the_next_one_sweeps_up(
     lake, config, engine, num_written, tmp_path
 ):
@@ -125,23 +145,23 @@ def test_a_save_killed_after_any_object_leaves_no_checkpoint_and_the_next_one_sw
     dying = FailingStore(lake.url)
     dying.writes_left = num_written
     with pytest.raises(PowerCut):
-        save_checkpoint(engine, dying, record, history=[], work=tmp_path)
+        save_checkpoint(engine, dying, record, lines=lines([]), work=tmp_path)
     left = objects(lake, record["run"], 1)
     assert left == FILES[:num_written]
     assert newest_record(lake, record["run"]) is None
-    assert restore_newest(engine, lake, run=record["run"], config=plain(config), work=tmp_path) is None
+    assert restored(engine, lake, config, record["run"], tmp_path) is None
     lake.put(f"{checkpoint_key(record['run'], 1)}/engine/of_an_older_layout.pt", b"stray")
-    save_checkpoint(engine, lake, record, history=[], work=tmp_path)
+    save_checkpoint(engine, lake, record, lines=lines([]), work=tmp_path)
     assert objects(lake, record["run"], 1) == sorted([*FILES, "record.json"])
-    assert restore_newest(engine, lake, run=record["run"], config=plain(config), work=tmp_path) is not None
+    assert restored(engine, lake, config, record["run"], tmp_path) is not None
 
 
 def test_a_published_step_is_not_saved_again(lake, config, engine, tmp_path):
     record = small_record(config, "published")
-    key = save_checkpoint(engine, lake, record, history=[], work=tmp_path)
+    key = save_checkpoint(engine, lake, record, lines=lines([]), work=tmp_path)
     before = {info.key: info for info in lake.list(key)}
     with pytest.raises(CheckpointError, match=f"{key} is published already"):
-        save_checkpoint(engine, lake, record, history=[], work=tmp_path)
+        save_checkpoint(engine, lake, record, lines=lines([]), work=tmp_path)
     assert {info.key: info for info in lake.list(key)} == before
 
 
@@ -165,36 +185,61 @@ def test_a_record_that_names_other_weights_stops_whoever_starts_from_them(lake, 
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("change", "told"),
     [
-        ({"learning_rate": 1.0}, "learning_rate differ"),
-        ({"plan": "another"}, "plan differ"),
-        ({"seed": 1, "betas": (0.5, 0.5)}, "betas, seed differ"),
+        ({"learning_rate": 1.0}, "config.learning_rate was 0.003 and is 1.0"),
+        ({"plan": "another"}, "config.plan was '{plan}' and is 'another'"),
+        (
+            {"seed": 1, "betas": (0.5, 0.5)},
+            "config.betas was [0.9, 0.95] and is [0.5, 0.5]; config.seed was 7 and is 1",
+        ),
     ],
 )
-def test_a_run_is_not_resumed_under_another_config_or_plan(lake, config, engine, whole, tmp_path, change, named):
-    with pytest.raises(CheckpointError, match=f"whole/00000004 was made by another config: {named}"):
-        restore_newest(engine, lake, run="whole", config=plain(replace(config, **change)), work=tmp_path)
+def test_a_run_is_not_resumed_under_another_config_or_plan(config, whole, change, told):
+    said = re.escape(told.format(plan=config.plan))
+    changed = plain(replace(config, **{"learning_rate": 0.003, **change}))
+    record = {**whole, "config": plain(replace(config, learning_rate=0.003))}
+    with pytest.raises(CheckpointError, match=f"whole/00000004 was made by another config: {said}; resume with"):
+        check_resumable(record, config=changed, num_ranks=1)
 
 
-def test_a_run_is_not_resumed_on_another_number_of_ranks(lake, config, engine, whole, tmp_path):
-    key = copied(lake, whole, "three-ranks")
-    changed_record(lake, key, layout={"ranks": 3, "threads": 1})
+def test_a_field_inside_the_model_is_named_by_its_whole_path(config, whole):
+    wide = replace(config.model, language=replace(config.model.language, width=64))
+    with pytest.raises(CheckpointError, match=r"config\.model\.language\.width was 32 and is 64"):
+        check_resumable(whole, config=plain(replace(config, model=wide)), num_ranks=1)
+
+
+def test_a_run_is_not_resumed_with_another_tokenizer(config, whole):
+    with pytest.raises(CheckpointError, match=f"was trained with tokenizer {whole['tokenizer']}, the plan has ab12"):
+        check_resumable(whole, config=plain(config), num_ranks=1, tokenizer="ab12")
+
+
+def test_a_module_does_not_start_from_a_checkpoint_of_another_tokenizer(lake, config, whole, tmp_path):
+    changed_record(lake, copied(lake, whole, "other-words"), tokenizer="ab12")
+    key = checkpoint_key("other-words", 4)
+    with pytest.raises(CheckpointError, match=rf"config\.initial\.language: {key} was trained with tokenizer ab12"):
+        train(lake, replace(config, initial={"language": key}), "from-other-words", tmp_path)
+
+
+def test_a_run_under_adamw_is_not_resumed_on_another_number_of_ranks(config, whole):
+    record = {**whole, "config": plain(replace(config, optimizer="adamw")), "layout": {"ranks": 3, "threads": 1}}
     with pytest.raises(CheckpointError, match="saved on 3 ranks, this is a group of 1"):
-        restore_newest(engine, lake, run="three-ranks", config=plain(config), work=tmp_path)
+        check_resumable(record, config=record["config"], num_ranks=1)
+    muonclip = plain(replace(config, optimizer="muonclip"))
+    check_resumable({**record, "config": muonclip}, config=muonclip, num_ranks=1)
 
 
 def test_a_resumed_run_draws_the_random_numbers_it_would_have_drawn(lake, config, engine, tmp_path):
     torch.manual_seed(11)
     torch.rand(3)
     record = small_record(config, "random")
-    save_checkpoint(engine, lake, record, history=[{"step": 0}], work=tmp_path)
+    save_checkpoint(engine, lake, record, lines=lines([{"step": 0}]), work=tmp_path)
     expected = torch.rand(5)
     torch.manual_seed(12)
-    restored = restore_newest(engine, lake, run="random", config=plain(config), work=tmp_path)
+    again = restored(engine, lake, config, "random", tmp_path)
     assert torch.equal(torch.rand(5), expected)
-    assert restored is not None
-    assert restored["history"] == [{"step": 0}]
+    assert again is not None
+    assert again["history"] == [{"step": 0}]
 
 
 def test_modules_start_from_the_checkpoint_that_is_named_for_them(lake, config, whole):
@@ -229,6 +274,22 @@ def test_the_weights_file_holds_every_weight_by_its_name_in_fp32(lake, config, w
     assert all(value.isfinite().all() for value in weights.values())
 
 
+def test_large_weights_are_saved_as_several_files_and_are_the_same(lake, config, engine, tmp_path, monkeypatch):
+    record = small_record(config, "in-one")
+    one = save_checkpoint(engine, lake, record, lines=lines([]), work=tmp_path)
+    monkeypatch.setattr(checkpoint, "npz_parts", lambda weights: npz_parts(weights, 200_000))
+    parts = save_checkpoint(engine, lake, {**record, "run": "in-parts"}, lines=lines([]), work=tmp_path)
+    records = [read_record(lake, key) for key in (one, parts)]
+    files = [[name for name in each["files"] if name.startswith("weights")] for each in records]
+    assert files[0] == ["weights.npz"]
+    assert len(files[1]) > 2
+    assert records[0]["digest"] == records[1]["digest"]
+    weights = [load_weights(lake, key) for key in (one, parts)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert restored(engine, lake, config, "in-parts", tmp_path) is not None
+
+
 def test_each_file_of_the_engine_is_uploaded_by_the_rank_that_wrote_it():
     partitions = [f"engine/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (0, 1, 12)]
-    assert [rank_of_file(name) for name in [*FILES, *partitions]] == [0, 0, 0, 0, 0, 1, 12]
+    assert [rank_of_file(name) for name in [*FILES, *partitions]] == [0] * len(FILES) + [0, 1, 12]

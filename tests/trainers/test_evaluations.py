@@ -18,7 +18,7 @@ from tests.trainers.conftest import toy_config, train
 from trainers import evaluate
 from trainers.evaluations.captions import partners, swapped
 from trainers.evaluations.needle import DEPTHS, NAMES, NUM_DIGITS, Asked, _figures, long_texts, questions
-from trainers.recipes import STRETCH, evaluation_recipe
+from trainers.recipes import STRETCHES, evaluation_recipe
 
 TOKENIZER = load_tokenizer("default")
 TEXT = TOKENIZER.encode("Far away the river bends and nobody counts the stones in it. " * 60)
@@ -171,12 +171,15 @@ def test_captions_are_measured_with_their_own_and_with_other_pictures(lake, chec
     assert 0 <= found["retrieval_top1"] <= 1
 
 
-def test_the_needle_is_looked_for_within_the_first_context_and_the_extended_one(lake, checkpoints, tmp_path):
+def test_the_needle_is_looked_for_within_the_first_context_and_both_stretches_of_it(lake, checkpoints, tmp_path):
     found = evaluate.main("needle", run_of(lake, checkpoints["needle"], tmp_path))
-    assert (found["context"], found["extended_context"]) == (256, 256 * STRETCH)
-    assert {name.rpartition("_")[0] for name in found if name.endswith("_extended")} == {
-        *("digit_accuracy", "exact_accuracy", "digit_nll", "digit_nll_untold")
-    }
+    first, second = STRETCHES["toy"]
+    lengths = (found["context"], found["extended_context"], found["longest_context"])
+    assert lengths == (256, 256 * first, 256 * second)
+    figures = {"digit_accuracy", "exact_accuracy", "digit_nll", "digit_nll_untold"}
+    for where in ("_context", "_extended", "_longest"):
+        named = {name.removesuffix(where) for name in found if name.endswith(where)}
+        assert named >= figures
 
 
 def test_an_evaluation_or_a_checkpoint_that_is_not_there_is_named(lake, tmp_path):

@@ -10,7 +10,7 @@ from k25_pipelines.storage.local import LocalStore
 from tests.trainers.interchange import checkpoint, grown, tiny
 from trainers.checkpoint import load_weights
 from trainers.interchange import export, importing
-from trainers.interchange.shards import weights_digest
+from trainers.interchange.weights import weights_digest
 
 CONFIG = tiny()
 

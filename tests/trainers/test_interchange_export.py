@@ -17,7 +17,8 @@ from trainers.checkpoint import load_modules, load_weights, read_record
 from trainers.inputs import inputs_of
 from trainers.interchange.export import export_checkpoint, export_model
 from trainers.interchange.importing import import_checkpoint, import_model
-from trainers.interchange.shards import INDEX, sha256_of, weights_digest
+from trainers.interchange.shards import INDEX, sha256_of
+from trainers.interchange.weights import weights_digest
 from trainers.model.kimi_k25 import KimiK25
 
 pytest.importorskip("transformers")

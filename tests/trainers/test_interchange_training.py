@@ -12,7 +12,7 @@ from trainers.checkpoint import load_weights, read_record
 from trainers.config import ModelConfig, checkpoint_key, parse
 from trainers.interchange.export import export_checkpoint
 from trainers.interchange.importing import import_checkpoint
-from trainers.interchange.shards import weights_digest
+from trainers.interchange.weights import weights_digest
 from trainers.model.attention import causal_groups
 from trainers.model.kimi_k25 import KimiK25
 

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from trainers.loss import siglip_loss
+from trainers.loss import Others, siglip_loss
 
 
 def brute_force(images, texts, log_scale, bias, caption):
@@ -37,3 +37,30 @@ def test_no_pair_no_loss():
     nothing = torch.empty(0, 6)
     loss = siglip_loss(nothing, nothing, log_scale=torch.tensor(1.0), bias=torch.tensor(0.0), caption=torch.empty(0))
     assert loss.item() == 0
+
+
+def test_the_parts_of_three_ranks_sum_to_the_whole_and_so_do_their_gradients():
+    images, texts, caption = unit(7, 4).double(), unit(7, 5).double(), torch.tensor([0, 1, 2, 0, 3, 2, 4])
+    shares = [torch.arange(0, 3), torch.arange(3, 3), torch.arange(3, 7)]  # the second rank has no pair
+
+    def learnt(parts):
+        leaves = [t.clone().requires_grad_() for t in (images, texts, torch.tensor([0.7]), torch.tensor([-1.5]))]
+        losses = []
+        for own in parts:
+            rest = torch.tensor([i for i in range(7) if i not in own.tolist()], dtype=torch.int64)
+            others = Others(images=images[rest], texts=texts[rest], caption=caption[rest])
+            losses.append(
+                siglip_loss(
+                    leaves[0][own],
+                    leaves[1][own],
+                    log_scale=leaves[2],
+                    bias=leaves[3],
+                    caption=caption[own],
+                    others=None if len(parts) == 1 else others,
+                )
+            )
+        loss = torch.stack(losses).sum()
+        loss.backward()
+        return [loss.detach(), *(leaf.grad for leaf in leaves)]
+
+    torch.testing.assert_close(learnt(shares), learnt([torch.arange(7)]))

@@ -15,6 +15,8 @@ from trainers.model.moonvit3d import patch_places
 from trainers.model.rope import axial_turns, rotate, text_turns, yarn_frequencies, yarn_scale
 from trainers.recipes import model_config
 
+CPU = torch.device("cpu")
+
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 CONFIG = model_config("toy")
 CAPTION = [1, Media(thw=(1, 4, 6), seed=1), 5, 6, 7]
@@ -123,7 +125,7 @@ def test_the_position_table_is_used_as_it_is_at_its_own_size():
 
 def test_the_position_table_is_stretched_as_a_picture_would_be_and_once_for_each_grid():
     tower, media = model().vision, [Media(thw=(1, 4, 6), seed=1), Media(thw=(2, 12, 10), seed=2)]
-    places, grid = patch_places(np.array([m.thw for m in media]), 2), np.array([m.thw for m in media])
+    places, grid = patch_places(np.array([m.thw for m in media]), 2, CPU), np.array([m.thw for m in media])
     rows = tower.patch_embed._table_rows(places, grid)
     table = tower.patch_embed.pos_emb.weight.permute(2, 0, 1)[None]
     expected = []

@@ -130,6 +130,23 @@ def test_loads_and_logits_of_micro_batches_add_up_between_two_forgettings():
     assert [a.tolist() for a in logit] == [torch.maximum(a, b).tolist() for a, b in zip(logit_a, logit_b, strict=True)]
 
 
+def test_padding_is_computed_as_before_and_not_counted():
+    config = replace(CONFIG, width=32)
+    language, ids = drawn(Language(config)).train(), torch.arange(12)
+    position, real = torch.arange(12) % 8, torch.arange(12) < 8
+    answers, loads = [], []
+    for mask in (None, real):
+        answers.append(language(language.embed_tokens(ids), position, causal_groups(np.array([8, 4]), mask)))
+        loads.append([int(m.last_load.sum()) for m in moe_layers(language)])
+    assert torch.equal(*answers)
+    sparse = len(moe_layers(language))
+    assert loads == [[12 * config.experts_per_token] * sparse, [8 * config.experts_per_token] * sparse]
+    language(language.embed_tokens(ids[:8]), position[:8], causal_groups(np.array([8])))
+    alone = [m.last_load.tolist() for m in moe_layers(language)]
+    language(language.embed_tokens(ids), position, causal_groups(np.array([8, 4]), real))
+    assert [m.last_load.tolist() for m in moe_layers(language)] == alone
+
+
 def test_the_bias_of_a_choice_goes_down_where_the_load_is_above_the_mean():
     moe = layer(replace(CONFIG, balance_rate=0.25))
     moe.update_balance(torch.tensor([12, 6, 6, 0, 6, 6]))

@@ -1,5 +1,7 @@
 """The optimizer inside the engine, on one rank: what follows a step, what is frozen, several backward passes."""
 
+import copy
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -15,6 +17,7 @@ from trainers.engine import Engine, Seen
 from trainers.inputs import Inputs, inputs_of
 from trainers.model.kimi_k25 import KimiK25
 from trainers.model.language import mla_layers, moe_layers
+from trainers.parallel.learn import learn
 from trainers.recipes import model_config
 
 CONFIG = TrainConfig(
@@ -107,7 +110,10 @@ def test_a_frozen_language_model_keeps_its_bits_its_bias_and_its_heads():
     engine.step(loss_of(engine), 0.01)
     after = weights(engine)
     assert {name.partition(".")[0] for name in after if not torch.equal(after[name], before[name])} == {"projector"}
-    assert replace(engine.seen, backward_seconds=0.0, optimizer_seconds=0.0) == Seen()
+    assert engine.seen.clipped_heads == 0
+    assert engine.seen.max_logit is not None
+    assert engine.seen.max_logit > 1e-3  # told, though nothing may move
+    assert sum(map(sum, engine.seen.expert_loads)) > 0
 
 
 def test_several_backward_passes_make_one_step():
@@ -125,12 +131,62 @@ def test_several_backward_passes_make_one_step():
 
 
 def test_deepspeeds_zero_hands_an_optimizer_flat_shards_and_ours_whole_weights():
-    flat = engine_of(optimizer="adamw")._optimizer.optimizer.param_groups
+    flat = engine_of(optimizer="adamw")._engine.optimizer.optimizer.param_groups
     assert {weight.ndim for group in flat for weight in group["params"]} == {1}
-    ours = engine_of()._optimizer.param_groups
+    ours = engine_of()._muonclips[0].param_groups
     assert {weight.ndim for group in ours for weight in group["params"] if group["optimizer"] == "muon"} == {2, 3}
 
 
 def test_an_unknown_optimizer_is_refused_by_the_name_of_its_field():
     with pytest.raises(ValueError, match=r"config\.optimizer is 'sgd'; expected one of muonclip, adamw"):
         engine_of(optimizer="sgd")
+
+
+@pytest.mark.parametrize("optimizer", ["muonclip", "adamw"])
+@pytest.mark.parametrize("worth", [float("nan"), float("inf")])
+def test_gradients_that_are_not_finite_move_nothing(optimizer, worth):
+    engine = engine_of(optimizer=optimizer, qk_clip_threshold=1e-3)
+    engine.step(loss_of(engine), 0.01)
+    before, states = weights(engine), copy.deepcopy(states_of(engine))
+    norm = engine.step(loss_of(engine, 1) * worth, 0.01)
+    after = weights(engine)
+    assert not math.isfinite(norm)
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+    assert all(torch.equal(*pair) for pair in zip(states, states_of(engine), strict=True))
+    assert replace(engine.seen, backward_seconds=0.0, optimizer_seconds=0.0) == Seen()
+
+
+def states_of(engine: Engine) -> list[Tensor]:
+    """Every tensor that the optimizer remembers."""
+    if engine._muonclips:
+        told = engine._muonclips[0].partition()
+        return [*told["momentum"].values(), *[each for row in told["moments"] for each in row[2:]]]
+    states = engine._engine.optimizer.optimizer.state.values()
+    return [value for state in states for value in state.values() if isinstance(value, Tensor)]
+
+
+def test_one_rank_learns_the_same_whether_its_vision_is_decoupled_or_not():
+    found = []
+    for force in (False, True):
+        engine = engine_of()
+        learnt = learn(engine, inputs(), both_of, force=force)
+        found.append((float(learnt.loss), engine.update(0.01), weights(engine)))
+        assert min(learnt.seconds) > 0
+        assert learnt.target_losses.shape == inputs().target.shape
+        assert (learnt.patches is None) == (not force)
+    (loss, norm, coupled), (decoupled_loss, decoupled_norm, decoupled) = found
+    assert (decoupled_loss, decoupled_norm) == (loss, pytest.approx(norm, rel=1e-6))
+    for name, value in coupled.items():
+        torch.testing.assert_close(decoupled[name], value, rtol=0, atol=2e-5, msg=name)
+
+
+def both_of(model: KimiK25, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    losses = model(inputs).target_losses
+    return losses.mean(), losses
+
+
+def test_a_look_at_losses_makes_no_gradient():
+    engine = engine_of()
+    losses = engine.target_losses(inputs())
+    assert not losses.requires_grad
+    assert torch.equal(losses, engine.model(inputs()).target_losses)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from k25_pipelines.errors import K25Error
 from tests.trainers.conftest import toy_config, train
 from trainers.checkpoint import load_weights
 from trainers.config import checkpoint_key, plain
@@ -33,12 +32,17 @@ def test_a_record_says_what_the_run_read_and_counted(lake, one_rank, tmp_path):
     assert (record["step_range"], record["parent"], record["config"]) == ([0, 2], None, plain(config))
     assert record["plan"] == record["loader"]["plan"] == config.plan
     history = [json.loads(line) for line in lake.get(f"{checkpoint_key('counted', 2)}/metrics.jsonl").splitlines()]
-    assert history == [json.loads(line) for line in (tmp_path / "counted" / "metrics.jsonl").read_text().splitlines()]
+    told = [json.loads(line) for line in (tmp_path / "counted" / "metrics.jsonl").read_text().splitlines()]
+    times = [json.loads(line) for line in lake.get(f"{checkpoint_key('counted', 2)}/timings.jsonl").splitlines()]
+    assert told == [
+        {**line, "seconds": {part: value for part, value in seconds.items() if part != "step"}}
+        for line, seconds in zip(history, times, strict=True)
+    ]
     shares = [line["vision_tokens"] / line["tokens"] for line in history]
     assert record["metrics"]["vision_share_std"] == pytest.approx(np.std(shares))
     assert record["metrics"]["losses"] == [line["loss"] for line in history]
 
 
 def test_more_steps_than_the_plan_has_are_refused(lake, one_rank, tmp_path):
-    with pytest.raises(K25Error, match="the config 10000; extend it"):
+    with pytest.raises(ValueError, match=r"config\.steps is 10000, and plan \w+ has 8; train fewer, or extend it"):
         train(lake, toy_config(lake, "warmup", steps=10_000), "endless", tmp_path)

@@ -1,8 +1,8 @@
 """Does the context reach? A number told somewhere in a long real text, asked for at its end.
 
-Measured at the context the positions were first trained for and at the extended one: how many digits are the likeliest,
-what they cost, and what they cost where the text never told them. Beside it, what the text itself costs on both sides
-of the first context's end, which needs no recall: positions that the model cannot use show there first.
+Measured at the context the positions were first trained for and at both stretches of it: how many digits are the
+likeliest, what they cost, and what they cost where the text never told them. Beside it, what the text itself costs up
+to each context's end and beyond, which needs no recall: positions that the model cannot use show there first.
 """
 
 # Shapes: n targets of one text.
@@ -23,10 +23,12 @@ from k25_pipelines.sample.tokens import Tokenizer
 from k25_pipelines.storage.store import Store, open_store
 from trainers.inputs import IGNORED, inputs_of
 from trainers.model.kimi_k25 import KimiK25
-from trainers.recipes import STRETCH
+from trainers.recipes import stretches_of_model
 
 DATASET = "long_documents"
 NUM_TEXTS = 3
+LONGEST_TEXTS = 1
+"""Texts at the second stretch, where each costs as much as all others."""
 DEPTHS = (0.1, 0.5, 0.9)
 NAMES = ("Amsterdam", "Kyoto", "Lima", "Nairobi", "Oslo", "Quebec", "Samarkand", "Tunis")
 NUM_DIGITS = 4
@@ -44,22 +46,26 @@ class Asked:
 
 @torch.no_grad()
 def evaluate_needle(model: KimiK25, store: Store, *, tokenizer: Tokenizer) -> dict:
-    """Return the figures at both lengths, and the text's loss within and beyond the first context.
+    """Return the figures at the three lengths, and the text's loss between their ends.
 
     Args:
-        model: whose config says the first context; the extended one is STRETCH times as long.
+        model: whose config says the first context; its name says how far the others reach.
         store: the lake, in which long_documents is registered.
         tokenizer: the model's.
     """
-    context = model.config.language.context
-    texts = long_texts(store, tokenizer, num_tokens=context * STRETCH)
-    found: dict = {"context": context, "extended_context": context * STRETCH}
-    for where, length in (("context", context), ("extended", context * STRETCH)):
-        asked = [one for number, text in enumerate(texts) for one in questions(text, tokenizer, number, length=length)]
+    context, stretches = model.config.language.context, stretches_of_model(model.config.name)
+    lengths = {"context": context, "extended": context * stretches[0], "longest": context * stretches[1]}
+    texts = long_texts(store, tokenizer, num_tokens=lengths["longest"])
+    found: dict = {"context": context, "extended_context": lengths["extended"], "longest_context": lengths["longest"]}
+    for where, length in lengths.items():
+        used = texts[:LONGEST_TEXTS] if where == "longest" else texts
+        asked = [one for number, text in enumerate(used) for one in questions(text, tokenizer, number, length=length)]
         found |= {f"{name}_{where}": value for name, value in _figures(model, asked).items()}
-    losses = torch.stack([_losses(model, text)[0] for text in texts]).mean(dim=0)
-    found["text_nll_within_context"] = float(losses[: context - 1].mean())
-    found["text_nll_beyond_context"] = float(losses[context - 1 :].mean())
+    extended = torch.stack([_losses(model, text[: lengths["extended"]])[0] for text in texts]).mean(dim=0)
+    longest = torch.stack([_losses(model, text)[0] for text in texts[:LONGEST_TEXTS]]).mean(dim=0)
+    found["text_nll_within_context"] = float(extended[: context - 1].mean())
+    found["text_nll_beyond_context"] = float(extended[context - 1 :].mean())
+    found["text_nll_beyond_extended"] = float(longest[lengths["extended"] - 1 :].mean())
     return found
 
 

@@ -20,17 +20,19 @@ from k25_pipelines.plan.size import PROFILES, Profile
 from k25_pipelines.planning import open_plan
 from k25_pipelines.sample.tokens import Tokenizer, load_tokenizer
 from k25_pipelines.storage.store import Store, open_store
-from trainers.checkpoint import RECORD, load_weights, read_record
+from trainers.checkpoint import RECORD, read_record
 from trainers.config import ModelConfig, parse
 from trainers.interchange import lora
 from trainers.interchange.card import LINEAGE, left_out, lineage_of, model_card
 from trainers.interchange.folder import new_folder
 from trainers.interchange.lora_config import LoraConfig
-from trainers.interchange.names import published
 from trainers.interchange.processor_files import processor_files
 from trainers.interchange.published_config import published_config
-from trainers.interchange.shards import SHARD_BYTES, Progress, sha256_of, weights_digest, write_shards
+from trainers.interchange.shards import SHARD_BYTES, Progress, index_of, plan_shards, sha256_of, write_shards
+from trainers.interchange.weights import Held, Weights, open_weights, weights_digest
 from trainers.lifetime import end_with_parent
+from trainers.model.kimi_k25 import KimiK25
+from trainers.models import MODELS
 
 DTYPES = ("float32", "bfloat16", "float16")
 ALWAYS_FLOAT32 = "e_score_correction_bias"
@@ -50,6 +52,7 @@ def export_checkpoint(
 ) -> dict[str, Any]:
     """Write a published checkpoint as a new folder, and return its lineage.
 
+    Weights are read and written a run of elements at a time: a model of any size takes the same memory.
     A checkpoint with adapters gives a folder of adapters, or with `merge` a whole model.
 
     Args:
@@ -72,13 +75,31 @@ def export_checkpoint(
     said = {"dtype": dtype or record.get("published", {}).get("dtype", "float32"), "dtype_of": _types(record, dtype)}
     with new_folder(folder) as aside:
         progress(0, 1, "reading")
-        state, lineage = load_weights(store, key), lineage_of(record, key) | {"tokenizer": words.digest}
-        adapters = _adapters(key, record, state, merge=merge)
+        lineage = lineage_of(record, key) | {"tokenizer": words.digest}
+        weights: Weights = open_weights(store, key, record["files"])
+        adapters = _adapters(key, record, weights, merge=merge)
         if adapters and not merge:
-            return _write_adapters(aside, state, config, adapters=adapters, lineage=lineage)
-        state = lora.merged(state, adapters) if adapters else state
+            return _write_adapters(aside, lora.read_state(weights), config, adapters=adapters, lineage=lineage)
+        weights = lora.Merged(weights, adapters) if adapters else weights
         known = {"tokenizer": words, "profile": profile, "lineage": lineage, **said}
-        return write_model(aside, state, config, **known, shard_bytes=shard_bytes, progress=progress)
+        return write_model(aside, weights, config, **known, shard_bytes=shard_bytes, progress=progress)
+
+
+def dry_run(store: Store, named: str, *, dtype: str | None = None, shard_bytes: int = SHARD_BYTES) -> dict[str, Any]:
+    """Return the index that an export would write, from shapes alone: no weight is read or made.
+
+    Args:
+        store: the lake.
+        named: a checkpoint's key, or a model's name.
+        dtype: one of DTYPES; None is that of the export.
+        shard_bytes: most bytes of a file of weights.
+    """
+    record = {} if named in MODELS else read_record(store, _key(store, named))
+    config = MODELS.get(named) or parse(ModelConfig, record["config"]["model"])
+    with torch.device("meta"):
+        shapes = {name: tuple(value.shape) for name, value in sorted(KimiK25(config).state_dict().items())}
+    types = _types(record, dtype)
+    return index_of(plan_shards(shapes, dtype_of=types, shard_bytes=shard_bytes), types)
 
 
 def export_model(model: nn.Module, config: ModelConfig, tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
@@ -86,12 +107,12 @@ def export_model(model: nn.Module, config: ModelConfig, tokenizer: Tokenizer, fo
     unknown = dict.fromkeys(("digest", "run", "plan", "parent", "code_version", "imported_files"))
     lineage = {"checkpoint": None, "stage": "in memory", "step": None, "segments": [], **unknown}
     with new_folder(folder) as aside:
-        return write_model(aside, model.state_dict(), config, tokenizer=tokenizer, lineage=lineage)
+        return write_model(aside, Held(model.state_dict()), config, tokenizer=tokenizer, lineage=lineage)
 
 
 def write_model(
     folder: Path,
-    state: Mapping[str, Tensor],
+    weights: Weights,
     config: ModelConfig,
     *,
     tokenizer: Tokenizer,
@@ -110,13 +131,13 @@ def write_model(
     for name, data in {"config.json": own.encode(), **files}.items():
         (folder / name).write_bytes(data)
     sums = {name: sha256_of(folder / name) for name in ("config.json", *files)}
-    sums |= write_shards(folder, published(state), dtype_of=dtype_of, shard_bytes=shard_bytes, progress=progress)
+    sums |= write_shards(folder, weights, dtype_of=dtype_of, shard_bytes=shard_bytes, progress=progress)
     told = {
         **lineage,
-        "weights": weights_digest(state),
+        "weights": weights_digest(weights),
         "dtype": dtype,
         "tokenizer": tokenizer.digest,
-        "left_out": left_out(list(state)),
+        "left_out": left_out(list(weights.shapes)),
         "files": dict(sorted(sums.items())),
     }
     _write_lineage(folder, config, told)
@@ -141,8 +162,8 @@ def _write_lineage(folder: Path, config: ModelConfig, lineage: Mapping[str, Any]
     (folder / "README.md").write_text(model_card(config, lineage, is_adapter=is_adapter))
 
 
-def _adapters(key: str, record: Mapping, state: Mapping[str, Tensor], *, merge: bool) -> LoraConfig | None:
-    if not lora.has_adapters(state):
+def _adapters(key: str, record: Mapping, weights: Weights, *, merge: bool) -> LoraConfig | None:
+    if not lora.has_adapters(weights.shapes):
         if merge:
             raise CheckpointError(f"{key} has no adapters to merge; leave out --merge")
         return None
@@ -200,23 +221,17 @@ def main() -> int:
     """Export one checkpoint as the command line says; 0, or 2 with one line of error."""
     parser = argparse.ArgumentParser(prog="python -m trainers.interchange.export", description=__doc__)
     parser.add_argument("checkpoint")
-    parser.add_argument("--to", type=Path, required=True)
+    parser.add_argument("--to", type=Path)
     parser.add_argument("--store", required=True)
     parser.add_argument("--dtype", choices=DTYPES)
     parser.add_argument("--tokenizer")
     parser.add_argument("--merge", action="store_true")
+    parser.add_argument("--dry-run", action="store_true", help="say which files it would write")
     options = parser.parse_args()
+    if not (options.to or options.dry_run):
+        parser.error("name the folder to write with --to, or say --dry-run")
     try:
-        with progress_bar("export") as progress:
-            lineage = export_checkpoint(
-                open_store(options.store),
-                options.checkpoint,
-                options.to,
-                dtype=options.dtype,
-                tokenizer=options.tokenizer,
-                merge=options.merge,
-                progress=progress,
-            )
+        said = _say_plan(options) if options.dry_run else _export(options)
     except (K25Error, ValueError) as error:
         sys.stderr.write(f"k25 export: {' '.join(str(error).split())}\n")
         return 2
@@ -225,8 +240,28 @@ def main() -> int:
             f"k25 export: {error.filename or options.to}: {error.strerror or error}; check path and space\n"
         )
         return 2
-    sys.stdout.write(f"{options.to}: {len(lineage['files']) + 2} files, weights {lineage['weights'][:12]}\n")
+    sys.stdout.write(f"{said}\n")
     return 0
+
+
+def _export(options: argparse.Namespace) -> str:
+    with progress_bar("export") as progress:
+        lineage = export_checkpoint(
+            open_store(options.store),
+            options.checkpoint,
+            options.to,
+            dtype=options.dtype,
+            tokenizer=options.tokenizer,
+            merge=options.merge,
+            progress=progress,
+        )
+    return f"{options.to}: {len(lineage['files']) + 2} files, weights {lineage['weights'][:12]}"
+
+
+def _say_plan(options: argparse.Namespace) -> str:
+    index = dry_run(open_store(options.store), options.checkpoint, dtype=options.dtype)
+    places, size = index["weight_map"], index["metadata"]["total_size"]
+    return f"{options.checkpoint}: {len(places)} weights in {len(set(places.values()))} files, {size} bytes"
 
 
 if __name__ == "__main__":

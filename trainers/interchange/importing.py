@@ -1,11 +1,12 @@
 """A folder of the released layout in, a checkpoint of the lake out: what a training config's `initial` starts from.
 
+Shards are read a tensor at a time, and the checkpoint is written a part at a time.
+
 Run: python -m trainers.interchange.importing folder --store s3://lake
 """
 
 import argparse
 import hashlib
-import io
 import json
 import sys
 from collections import Counter
@@ -13,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,10 +22,11 @@ from k25_pipelines.errors import CheckpointError, K25Error, RecipeError
 from k25_pipelines.keys import digest
 from k25_pipelines.sample.tokens import Tokenizer, load_tokenizer, publish_tokenizer, tokenizer_of
 from k25_pipelines.storage.store import Store, open_store
-from trainers.checkpoint import RECORD, WEIGHTS, read_record
+from trainers.checkpoint import RECORD, read_record
 from trainers.config import ModelConfig, checkpoint_key, plain
 from trainers.interchange.card import LINEAGE
-from trainers.interchange.names import ours, published
+from trainers.interchange.names import places
+from trainers.interchange.npz import PART_BYTES, npz_parts
 from trainers.interchange.packed import Headers, as_unpacked, unpacking
 from trainers.interchange.published_config import model_of
 from trainers.interchange.shards import (
@@ -35,8 +36,8 @@ from trainers.interchange.shards import (
     sha256_of,
     shapes_in,
     shard_files,
-    weights_digest,
 )
+from trainers.interchange.weights import FolderWeights, Held, Weights, tensor_of, weights_digest
 from trainers.lifetime import end_with_parent
 from trainers.model.kimi_k25 import KimiK25
 from trainers.record import code_version
@@ -48,7 +49,12 @@ NAMED = 3
 
 
 def import_checkpoint(
-    store: Store, folder: Path, *, tokenizer: str | None = None, progress: Progress = lambda done, total, what: None
+    store: Store,
+    folder: Path,
+    *,
+    tokenizer: str | None = None,
+    part_bytes: int = PART_BYTES,
+    progress: Progress = lambda done, total, what: None,
 ) -> str:
     """Publish a folder's model as a checkpoint, and return its key; the same folder gives the same key.
 
@@ -56,18 +62,20 @@ def import_checkpoint(
         store: the lake.
         folder: config.json, safetensors, and where there is one tokenizer.json.
         tokenizer: name, digest or URI of the model's tokenizer, where the folder has none that fits.
-        progress: called with tensors done, tensors of all, and what is at hand.
+        part_bytes: most bytes of one of the checkpoint's files of weights.
+        progress: called with bytes done, bytes of all, and what is at hand.
 
     Raises:
         K25Error: the folder is not whole, or its model is not one of ours; nothing is published then.
     """
     words = _tokenizer(store, folder, tokenizer)
-    state, config = import_model(folder, progress=progress)
+    state, config = open_folder(folder)
     if words and words.num_tokens > config.language.vocab:
         raise CheckpointError(
             f"{folder}: the tokenizer has {words.num_tokens} tokens, config.json's vocab_size is "
             f"{config.language.vocab}; name the model's own with --tokenizer"
         )
+    progress(0, 1, "reading")
     weights = weights_digest(state)
     name = digest(weights, plain(config), words.digest if words else None)
     key = checkpoint_key(f"import-{name[:12]}", 0)
@@ -76,14 +84,22 @@ def import_checkpoint(
             publish_tokenizer(store, words)
         record = _record(folder, config, weights=weights, name=name, tokenizer=words.digest if words else None)
         record["parent"] = _origin(store, folder, weights)
-        publish_weights(store, key, state, record, progress=progress)
+        publish_weights(store, key, state, record, part_bytes=part_bytes, progress=progress)
     return key
 
 
-def import_model(
-    folder: Path, *, progress: Progress = lambda done, total, what: None
-) -> tuple[dict[str, Tensor], ModelConfig]:
-    """Return the weights of a folder in float32 under our names, and the sizes of their model.
+def import_model(folder: Path) -> tuple[dict[str, Tensor], ModelConfig]:
+    """Return the weights of a folder in float32 under our names, all in memory, and the sizes of their model.
+
+    Raises:
+        CheckpointError: as `open_folder`.
+    """
+    weights, config = open_folder(folder)
+    return {name: tensor_of(weights, name) for name in weights.shapes}, config
+
+
+def open_folder(folder: Path) -> tuple[FolderWeights, ModelConfig]:
+    """Return the weights of a folder, read when they are asked for, and the sizes of their model.
 
     Names, shapes and types are compared with the model that config.json tells of before a tensor is read.
 
@@ -91,23 +107,15 @@ def import_model(
         CheckpointError: what does not fit, by name.
     """
     config = model_of(read_json(folder / "config.json"))
-    places = shard_files(folder)
-    found = _headers(folder, places)
+    files = shard_files(folder)
+    found = _headers(folder, files)
     try:
         with torch.device("meta"):
-            expected = KimiK25(config).state_dict()
+            shapes = {name: tuple(value.shape) for name, value in KimiK25(config).state_dict().items()}
     except ValueError as error:
         raise CheckpointError(f"{folder}/config.json: {error}") from error
-    _same_shapes(folder, {name: tuple(value.shape) for name, value in published(expected)}, found)
-    read, done = unpacking(places, ShardReader(places)), Counter()
-
-    def widened(name: str) -> Tensor:
-        done["tensors"] += 1
-        progress(done["tensors"], len(found), name)
-        return read(name).to(torch.float32)
-
-    state = ours(found, widened)
-    return {name: state[name] for name in expected}, config
+    _same_shapes(folder, {place.name: place.shape for place in places(shapes)}, found)
+    return FolderWeights(shapes, places(shapes), unpacking(files, ShardReader(files))), config
 
 
 def _tokenizer(store: Store, folder: Path, name: str | None) -> Tokenizer | None:
@@ -198,20 +206,29 @@ def _record(folder: Path, config: ModelConfig, *, weights: str, name: str, token
 def publish_weights(
     store: Store,
     key: str,
-    state: Mapping[str, Tensor],
+    weights: Weights | Mapping[str, Tensor],
     record: Mapping,
     *,
+    part_bytes: int = PART_BYTES,
     progress: Progress = lambda done, total, what: None,
 ) -> None:
-    """Write weights and, last, the record with their SHA-256: a checkpoint to start from, not to resume."""
-    progress(0, 1, "publishing")
-    arrays: dict[str, Any] = {name: value.numpy() for name, value in sorted(state.items())}
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    data = buffer.getvalue()
-    store.put(f"{key}/{WEIGHTS}", data)
-    whole = {**record, "files": {WEIGHTS: hashlib.sha256(data).hexdigest()}}
-    store.put_new(f"{key}/{RECORD}", json.dumps(whole, indent=1).encode())
+    """Write weights and, last, the record with their SHA-256: a checkpoint to start from, not to resume.
+
+    Args:
+        store: the lake.
+        key: of the checkpoint.
+        weights: by our names; read a run of elements at a time.
+        record: all but the files.
+        part_bytes: most bytes of an object, and of the memory that is taken.
+        progress: called after each object with bytes done, bytes of all, and its name.
+    """
+    weights = Held(weights) if isinstance(weights, Mapping) else weights
+    sums = {}
+    for name, data, done, total in npz_parts(weights, part_bytes):
+        store.put(f"{key}/{name}", data)
+        sums[name] = hashlib.sha256(data).hexdigest()
+        progress(done, total, name)
+    store.put_new(f"{key}/{RECORD}", json.dumps({**record, "files": sums}, indent=1).encode())
 
 
 def main() -> int:

@@ -20,6 +20,7 @@ from k25_pipelines.errors import CheckpointError
 from k25_pipelines.keys import random_key
 from trainers.interchange.lora_config import TARGETS, LoraConfig, check_lora
 from trainers.interchange.shards import read_json
+from trainers.interchange.weights import Held, Weights, tensor_of
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -80,7 +81,7 @@ def add_adapters(model: nn.Module, config: LoraConfig, *, seed: int = 0) -> list
     return names
 
 
-def has_adapters(state: Mapping[str, Tensor]) -> bool:
+def has_adapters(state: Mapping[str, object]) -> bool:
     """Return whether weights have adapters among them."""
     return any(name.endswith(SIDES) for name in state)
 
@@ -90,16 +91,37 @@ def adapters_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if name.endswith(SIDES)}
 
 
+def read_state(weights: Weights) -> dict[str, Tensor]:
+    """Return the adapters alone, of weights that are not in memory."""
+    return {name: tensor_of(weights, name) for name in weights.shapes if name.endswith(SIDES)}
+
+
+class Merged:
+    """Weights without adapters, each weight W that has one as W + scale * B A, made when it is asked for."""
+
+    def __init__(self, weights: Weights, config: LoraConfig) -> None:
+        """Take weights with adapters among them."""
+        self._weights, self._scale = weights, config.scale
+        self._last: tuple[str, Tensor] | None = None
+        self.shapes = {name: shape for name, shape in weights.shapes.items() if not name.endswith(SIDES)}
+
+    def read(self, name: str, start: int = 0, count: int | None = None) -> Tensor:
+        """Return a run of elements; of a weight with an adapter the last one is kept, as runs of it follow."""
+        layer = name.removesuffix(".weight")
+        if f"{layer}.lora_A" not in self._weights.shapes:
+            return self._weights.read(name, start, count)
+        if self._last is None or self._last[0] != name:
+            low, high = (tensor_of(self._weights, f"{layer}.{side}").double() for side in SIDES)
+            weight = tensor_of(self._weights, name)
+            self._last = name, (weight.double() + high @ low * self._scale).to(weight.dtype).view(-1)
+        flat = self._last[1]
+        return flat[start:] if count is None else flat[start : start + count]
+
+
 def merged(state: Mapping[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:
-    """Return weights without adapters, each weight W that has one as W + scale * B A."""
-    whole = {name: value for name, value in state.items() if not name.endswith(SIDES)}
-    for name in state:
-        if name.endswith(".lora_A"):
-            layer = name.removesuffix(".lora_A")
-            change = state[f"{layer}.lora_B"].double() @ state[name].double() * config.scale
-            weight = whole[f"{layer}.weight"]
-            whole[f"{layer}.weight"] = (weight.double() + change).to(weight.dtype)
-    return whole
+    """Return weights in memory without adapters, each weight W that has one as W + scale * B A."""
+    whole = Merged(Held(state), config)
+    return {name: tensor_of(whole, name) for name in whole.shapes}
 
 
 def write_adapters(folder: Path, state: Mapping[str, Tensor], config: LoraConfig, *, base: str) -> None:

@@ -6,10 +6,12 @@ A model without a tower goes by the names of the text-only release. The contrast
 
 # Shapes: X experts, I hidden width of an expert, D width.
 
+import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
 
-import torch
 from torch import Tensor
 
 from k25_pipelines.errors import CheckpointError
@@ -27,7 +29,6 @@ TEXT_PREFIXES: Mapping[str, str] = {"language.lm_head.": "lm_head.", "language."
 STACKS: Mapping[str, tuple[str, ...]] = {"gate_up": ("gate_proj", "up_proj"), "down": ("down_proj",)}
 """A stack of ours [X, ...] -> the matrices of one expert that its rows are, in order."""
 _STACK = re.compile(r"(?P<place>.+\.mlp\.experts)\.(?P<stack>gate_up|down)$")
-_EXPERT = re.compile(r"(?P<place>.+\.mlp\.experts)\.(?P<expert>\d+)\.(?P<matrix>gate_proj|up_proj|down_proj)\.weight$")
 
 
 def is_published(name: str) -> bool:
@@ -40,62 +41,53 @@ def prefixes_of(names: Iterable[str]) -> Mapping[str, str]:
     return PREFIXES if any(name.startswith("vision.") for name in names) else TEXT_PREFIXES
 
 
-def published(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Yield released names with their tensors, in the order of ours; experts are views into the stacks."""
-    prefixes = prefixes_of(state)
-    for name, value in state.items():
-        if not is_published(name):
-            continue
-        if stack := _STACK.match(name):
-            yield from _unstacked(_renamed(stack["place"], prefixes), STACKS[stack["stack"]], value)
-        else:
-            yield _renamed(name, prefixes), value
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where a released weight lies in ours: always a run of neighbouring elements."""
+
+    name: str
+    """As released."""
+    own: str
+    """Ours that it is, or is a part of."""
+    start: int
+    """Its first element, in ours laid flat."""
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Elements."""
+        return math.prod(self.shape)
 
 
-def ours(names: Iterable[str], read: Callable[[str], Tensor]) -> dict[str, Tensor]:
-    """Return our weights of released ones.
+def places(shapes: Mapping[str, Sequence[int]]) -> Iterator[Place]:
+    """Yield the released weights of a model, in the order of ours.
 
     Args:
-        names: what the released files hold.
-        read: a tensor of theirs, by name.
-
-    Raises:
-        CheckpointError: a name that no rule knows, or experts of which some are missing.
+        shapes: of our weights, by name.
     """
-    names = list(names)
-    back = _backwards(names)
-    state, experts = {}, {}
-    for name in names:
-        if expert := _EXPERT.match(name):
-            place = _renamed(expert["place"], back)
-            experts.setdefault(place, {})[int(expert["expert"]), expert["matrix"]] = name
+    prefixes = prefixes_of(shapes)
+    for own, shape in shapes.items():
+        if not is_published(own):
+            continue
+        if stack := _STACK.match(own):
+            yield from _experts(own, _renamed(stack["place"], prefixes), STACKS[stack["stack"]], shape)
         else:
-            state[_renamed(name, back)] = read(name)
-    for place, found in experts.items():
-        for stack, matrices in STACKS.items():
-            state[f"{place}.{stack}"] = _stacked(place, found, matrices, read)
-    return state
+            yield Place(name=_renamed(own, prefixes), own=own, start=0, shape=tuple(shape))
 
 
-def _unstacked(place: str, matrices: tuple[str, ...], stack: Tensor) -> Iterator[tuple[str, Tensor]]:
-    for expert, rows in enumerate(stack.unbind(0)):
-        for matrix, part in zip(matrices, rows.chunk(len(matrices), dim=0), strict=True):
-            yield f"{place}.{expert}.{matrix}.weight", part
+def published(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Yield released names with their tensors, in the order of ours; experts are views into the stacks."""
+    for place in places({name: value.shape for name, value in state.items()}):
+        flat = state[place.own].contiguous().view(-1)
+        yield place.name, flat[place.start : place.start + place.size].view(place.shape)
 
 
-def _stacked(
-    place: str, found: Mapping[tuple[int, str], str], matrices: tuple[str, ...], read: Callable[[str], Tensor]
-) -> Tensor:
-    count = 1 + max(expert for expert, _ in found)
-    if missing := [f"{e}.{m}" for e in range(count) for m in matrices if (e, m) not in found]:
-        raise CheckpointError(f"{place}: of {count} experts {', '.join(missing[:4])} are missing; complete the folder")
-    parts = [torch.cat([read(found[expert, matrix]) for matrix in matrices]) for expert in range(count)]
-    return torch.stack(parts)
-
-
-def _backwards(names: list[str]) -> Mapping[str, str]:
-    is_whole = any(name.startswith("language_model.") for name in names)
-    return {theirs: own for own, theirs in (PREFIXES if is_whole else TEXT_PREFIXES).items()}
+def _experts(own: str, place: str, matrices: tuple[str, ...], shape: Sequence[int]) -> Iterator[Place]:
+    experts, rows, columns = shape
+    part = (rows // len(matrices), columns)
+    for number, (expert, matrix) in enumerate(product(range(experts), matrices)):
+        name = f"{place}.{expert}.{matrix}.weight"
+        yield Place(name=name, own=own, start=number * math.prod(part), shape=part)
 
 
 def _renamed(name: str, prefixes: Mapping[str, str]) -> str:

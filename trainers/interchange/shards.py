@@ -1,29 +1,82 @@
-"""Weights in sharded safetensors: named tensors to a folder and back, and the digest they go by."""
+"""Weights in sharded safetensors: to a folder and back, never more at once than a run of elements."""
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from k25_pipelines.errors import CheckpointError
-from trainers.interchange.names import is_published
+from trainers.interchange.names import Place, places
+from trainers.interchange.weights import Weights, runs
 
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 4 * 2**30
 """A shard holds no more, unless one tensor does."""
 HASHED_AT_ONCE = 2**24
+HEADER_ALIGNMENT = 8
+NAMES: Mapping[torch.dtype, str] = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+"""Types of weights, as safetensors call them, wide ones first: the order in which a file has them."""
+KINDS = {kind: number for number, kind in enumerate(NAMES)}
 
 Progress = Callable[[int, int, str], None]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """A file of weights that is still to be written."""
+
+    file: str
+    places: list[Place]
+    """What it holds, in the order in which it lies there."""
+
+
+def plan_shards(
+    shapes: Mapping[str, Sequence[int]],
+    *,
+    dtype_of: Callable[[str], torch.dtype],
+    shard_bytes: int = SHARD_BYTES,
+) -> list[Shard]:
+    """Return which weight goes into which file, from shapes alone.
+
+    Args:
+        shapes: of our weights, by name.
+        dtype_of: the type a released weight is written in, by name.
+        shard_bytes: most bytes of a file, unless one weight has more.
+    """
+    parts, filled = [[]], 0
+    for place in places(shapes):
+        size = place.size * dtype_of(place.name).itemsize
+        if parts[-1] and filled + size > shard_bytes:
+            parts.append([])
+            filled = 0
+        parts[-1].append(place)
+        filled += size
+    return [
+        Shard(
+            file=f"model-{number:05d}-of-{len(parts):05d}.safetensors",
+            places=sorted(part, key=lambda place: (KINDS[dtype_of(place.name)], place.name)),
+        )
+        for number, part in enumerate(parts, 1)
+    ]
+
+
+def index_of(shards: Sequence[Shard], dtype_of: Callable[[str], torch.dtype]) -> dict[str, Any]:
+    """Return what `model.safetensors.index.json` says of files that are planned or written."""
+    file_of = {place.name: shard.file for shard in shards for place in shard.places}
+    total = sum(place.size * dtype_of(place.name).itemsize for shard in shards for place in shard.places)
+    return {"metadata": {"total_size": total}, "weight_map": dict(sorted(file_of.items()))}
+
+
 def write_shards(
     folder: Path,
-    weights: Iterable[tuple[str, Tensor]],
+    weights: Weights,
     *,
     dtype_of: Callable[[str], torch.dtype],
     shard_bytes: int = SHARD_BYTES,
@@ -31,28 +84,48 @@ def write_shards(
 ) -> dict[str, str]:
     """Write weights as shards with their index, and return the SHA-256 of each file by name.
 
+    A run of elements is held at a time, whatever the size of a shard or of the model.
+
     Args:
         folder: exists; other files may stand in it.
-        weights: names and tensors, in the order they are written; a shard's worth is copied at a time.
-        dtype_of: the type a tensor is written in, by name.
-        shard_bytes: most bytes of a shard.
-        progress: called after each shard with bytes done, bytes of all, and its name.
+        weights: by our names.
+        dtype_of: the type a released weight is written in, by name.
+        shard_bytes: most bytes of a shard, unless one weight has more.
+        progress: called after each weight with bytes done, bytes of all, and its shard's name.
     """
-    weights = list(weights)
-    size = {name: value.numel() * dtype_of(name).itemsize for name, value in weights}
-    parts = _parts(weights, size, shard_bytes)
-    sums, places, done = {}, {}, 0
-    for number, part in enumerate(parts, 1):
-        file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
-        copies = {name: value.to(dtype_of(name), copy=True).contiguous() for name, value in part}
-        save_file(copies, folder / file, metadata={"format": "pt"})
-        sums[file] = sha256_of(folder / file)
-        places |= dict.fromkeys(copies, file)
-        done += sum(size[name] for name in copies)
-        progress(done, sum(size.values()), file)
-    index = {"metadata": {"total_size": sum(size.values())}, "weight_map": dict(sorted(places.items()))}
+    shards = plan_shards(weights.shapes, dtype_of=dtype_of, shard_bytes=shard_bytes)
+    index = index_of(shards, dtype_of)
+    sums, done, total = {}, 0, index["metadata"]["total_size"]
+    for shard in shards:
+        with (folder / shard.file).open("wb") as file:
+            sums[shard.file] = hashlib.sha256()
+            for data in _safetensors(shard, weights, dtype_of):
+                file.write(data)
+                sums[shard.file].update(data)
+                done += len(data)
+                progress(min(done, total), total, shard.file)
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-    return {**sums, INDEX: sha256_of(folder / INDEX)}
+    return {**{name: each.hexdigest() for name, each in sums.items()}, INDEX: sha256_of(folder / INDEX)}
+
+
+def _safetensors(shard: Shard, weights: Weights, dtype_of: Callable[[str], torch.dtype]) -> Iterator[bytes]:
+    """Yield the bytes of a file: the length of its header, the header, and the weights one after the other.
+
+    Source: the format's description in the safetensors repository, README.md; the same bytes as its `save_file`.
+    """
+    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for place in shard.places:
+        kind, start = dtype_of(place.name), end
+        end += place.size * kind.itemsize
+        header[place.name] = {"dtype": NAMES[kind], "shape": list(place.shape), "data_offsets": [start, end]}
+    words = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    words += b" " * (-len(words) % HEADER_ALIGNMENT)
+    yield struct.pack("<Q", len(words)) + words
+    for place in shard.places:
+        for start, count in runs(place.start, place.size):
+            run = weights.read(place.own, start, count).to(dtype_of(place.name)).contiguous()
+            yield run.view(torch.uint8).numpy().tobytes()
 
 
 def shard_files(folder: Path) -> dict[str, Path]:
@@ -90,26 +163,20 @@ def shapes_in(places: Mapping[str, Path]) -> dict[str, tuple[tuple[int, ...], st
 
 
 class ShardReader:
-    """Tensors of a folder by name; files are opened once and mapped, not read whole."""
+    """Tensors of a folder by name; one file at a time is open, and mapped, not read whole."""
 
     def __init__(self, places: Mapping[str, Path]):
-        """Open the files."""
+        """Take which file has each tensor."""
         self.places = places
-        self._open = {path: safe_open(path, framework="pt") for path in sorted(set(places.values()))}
+        self._path: Path | None = None
+        self._file: Any = None
 
     def __call__(self, name: str) -> Tensor:
         """Return one tensor."""
-        return self._open[self.places[name]].get_tensor(name)
-
-
-def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """Return 64 hexadecimal characters that name the weights which the released layout has a place for."""
-    sums = hashlib.sha256()
-    for name, value in sorted(state.items()):
-        if is_published(name):
-            sums.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            sums.update(value.contiguous().numpy().data)
-    return sums.hexdigest()
+        path = self.places[name]
+        if path != self._path:
+            self._path, self._file = path, safe_open(path, framework="pt")
+        return self._file.get_tensor(name)
 
 
 def sha256_of(path: Path) -> str:
@@ -140,16 +207,3 @@ def _names_in(path: Path) -> set[str]:
             return set(file.keys())
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not whole safetensors ({error}); copy the folder anew") from error
-
-
-def _parts(
-    weights: list[tuple[str, Tensor]], size: Mapping[str, int], shard_bytes: int
-) -> list[list[tuple[str, Tensor]]]:
-    parts, filled = [[]], 0
-    for name, value in weights:
-        if parts[-1] and filled + size[name] > shard_bytes:
-            parts.append([])
-            filled = 0
-        parts[-1].append((name, value))
-        filled += size[name]
-    return parts

@@ -31,9 +31,18 @@ class Groups:
     """(documents, length) of each rectangle; their products sum to K."""
     scatter: Tensor
     """int64 [N] the cell that holds each place's answer."""
+    real: Tensor | None = None
+    """bool [N] places that are no padding; None: all are. The load of experts counts them; attention looks not."""
 
 
-def causal_groups(lengths: np.ndarray) -> Groups:
+def groups_on(groups: Groups, device: torch.device) -> Groups:
+    """Return the same groups with their tensors on a device."""
+    real = None if groups.real is None else groups.real.to(device)
+    gather, scatter = groups.gather.to(device), groups.scatter.to(device)
+    return Groups(gather=gather, shapes=groups.shapes, scatter=scatter, real=real)
+
+
+def causal_groups(lengths: np.ndarray, real: Tensor | None = None) -> Groups:
     """Return groups for causal attention over documents that lie one after another.
 
     Documents whose lengths agree to an eighth share a rectangle; a shorter one is filled up with copies of its
@@ -41,10 +50,11 @@ def causal_groups(lengths: np.ndarray) -> Groups:
 
     Args:
         lengths: int64 [documents] places of each; none is empty.
+        real: bool [N] places that are no padding, if some are.
     """
     top = 2 ** np.floor(np.log2(np.maximum(lengths, 1))).astype(np.int64)
     quantum = np.maximum(top // 8, 8)
-    return _groups(lengths, -(-lengths // quantum) * quantum)
+    return _groups(lengths, -(-lengths // quantum) * quantum, real)
 
 
 def volume_groups(lengths: np.ndarray) -> Groups:
@@ -132,7 +142,7 @@ def max_logits(q: Tensor, k: Tensor, groups: Groups, *, scale: float) -> Tensor:
     return highest * scale
 
 
-def _groups(lengths: np.ndarray, classes: np.ndarray) -> Groups:
+def _groups(lengths: np.ndarray, classes: np.ndarray, real: Tensor | None = None) -> Groups:
     starts = np.cumsum(lengths) - lengths
     gather, shapes, scatter, cells = [], [], np.empty(int(lengths.sum()), np.int64), 0
     for size in np.unique(classes):
@@ -141,9 +151,10 @@ def _groups(lengths: np.ndarray, classes: np.ndarray) -> Groups:
         offset = np.minimum(np.arange(length), lengths[members, None] - 1)
         places = starts[members, None] + offset
         gather.append(places.ravel())
-        real = np.arange(length) < lengths[members, None]
-        scatter[places[real]] = cells + np.flatnonzero(real.ravel())
+        own = np.arange(length) < lengths[members, None]
+        scatter[places[own]] = cells + np.flatnonzero(own.ravel())
         shapes.append((len(members), length))
         cells += places.size
     joined = np.concatenate(gather) if gather else np.empty(0, np.int64)
-    return Groups(gather=torch.from_numpy(joined), shapes=tuple(shapes), scatter=torch.from_numpy(scatter))
+    scattered = torch.from_numpy(scatter)
+    return Groups(gather=torch.from_numpy(joined), shapes=tuple(shapes), scatter=scattered, real=real)

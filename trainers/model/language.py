@@ -78,7 +78,10 @@ class Block(nn.Module):
     def forward(self, x: Tensor, turns: Tensor, groups: Groups) -> Tensor:
         """Return float [N, D]."""
         x = x + self._after(self.input_layernorm, x, lambda y: self.self_attn(y, turns, groups))
-        return x + self._after(self.post_attention_layernorm, x, self.mlp)
+        return x + self._after(self.post_attention_layernorm, x, lambda y: self._feed(y, groups))
+
+    def _feed(self, x: Tensor, groups: Groups) -> Tensor:
+        return self.mlp(x, groups.real) if isinstance(self.mlp, MoE) else self.mlp(x)
 
     def _after(self, norm: nn.Module, x: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
         normed = norm(x)

@@ -48,7 +48,7 @@ Dispatcher = Callable[[Tensor, Tensor, Tensor, Experts], Tensor]
 
 
 class MoE(nn.Module):
-    """A layer's experts. `last_load`, int64 [X], counts the places that each expert had in the last forward."""
+    """A layer's experts. `last_load`, int64 [X], counts the real places that each expert had in the last forward."""
 
     recompute: frozenset[str] = frozenset()
     last_load: Tensor
@@ -66,10 +66,15 @@ class MoE(nn.Module):
         self.shared_experts = GatedMLP(config.width, shared) if shared else None
         self.register_buffer("last_load", torch.zeros(config.experts, dtype=torch.int64), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return float [N, D]."""
+    def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:
+        """Return float [N, D].
+
+        Args:
+            x: float [N, D].
+            real: bool [N] places that the load counts; None: all.
+        """
         indices, weights = self.route(x)
-        self._record(indices)
+        self._record(indices if real is None else indices[real])
         if self.dispatcher:
             routed = self.dispatcher(x, indices, weights, self.experts)
         else:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainers.config import VisionConfig
-from trainers.model.attention import Groups, attend, volume_groups
+from trainers.model.attention import Groups, attend, groups_on, volume_groups
 from trainers.model.rope import axial_turns, rotate
 
 TEMPORAL_THETA = 10000.0
@@ -37,7 +37,7 @@ class PatchPlaces:
     groups: Groups
 
 
-def patch_places(grid_thw: np.ndarray, merge: int) -> PatchPlaces:
+def patch_places(grid_thw: np.ndarray, merge: int, device: torch.device) -> PatchPlaces:
     """Return where the patches of `grid_thw` [M, 3] stand, media one after another, each frame by frame, row-major."""
     t, h, w = (np.asarray(grid_thw, np.int64).reshape(-1, 3)[:, axis] for axis in range(3))
     size = t * h * w
@@ -49,9 +49,11 @@ def patch_places(grid_thw: np.ndarray, merge: int) -> PatchPlaces:
     first = (np.cumsum(tokens) - tokens)[medium]
     token = first + (row // merge) * (w // merge)[medium] + column // merge
     merged = token * merge**2 + (row % merge) * merge + column % merge
-    columns = (torch.from_numpy(np.ascontiguousarray(c)) for c in (medium, frame, row, column, merged, t[medium]))
+    arrays = (medium, frame, row, column, merged, t[medium])
+    columns = (torch.from_numpy(np.ascontiguousarray(each)).to(device) for each in arrays)
     names = ("medium", "frame", "row", "column", "merged", "frames")
-    return PatchPlaces(**dict(zip(names, columns, strict=True)), groups=volume_groups(size))
+    groups = groups_on(volume_groups(size), device)
+    return PatchPlaces(**dict(zip(names, columns, strict=True)), groups=groups)
 
 
 class MoonViT3D(nn.Module):
@@ -74,7 +76,7 @@ class MoonViT3D(nn.Module):
         """
         self._check(grid_thw)
         merge = self.config.merge
-        places = patch_places(grid_thw, merge)
+        places = patch_places(grid_thw, merge, patches.device)
         x = self.patch_embed(patches, places, grid_thw)
         turns = axial_turns(places.row, places.column, self.config.width // self.config.heads)
         x = self.encoder(x, turns, places.groups) / places.frames[:, None]
@@ -125,8 +127,11 @@ class PatchEmbed(nn.Module):
         table = self.pos_emb.weight.permute(2, 0, 1)[None]
         flat = [_resized(table, int(h), int(w)).flatten(2)[0].T for h, w in sizes]
         first = np.cumsum([0, *(h * w for h, w in sizes)])[:-1][which.reshape(-1)]
-        width = torch.from_numpy(np.asarray(grid_thw)[:, 2].astype(np.int64))[places.medium]
-        row = torch.from_numpy(first.astype(np.int64))[places.medium] + places.row * width + places.column
+        width, start = (
+            torch.from_numpy(each.astype(np.int64)).to(table.device)[places.medium]
+            for each in (np.asarray(grid_thw)[:, 2], first)
+        )
+        row = start + places.row * width + places.column
         return torch.cat(flat).index_select(0, row)
 
 

@@ -29,7 +29,8 @@ def text_turns(position: Tensor, width: int, *, theta: float, context: int, fact
         context: positions the frequencies were first trained for [tokens].
         factor: how far YaRN stretches the context; at 1 the frequencies are the plain ones.
     """
-    angle = position[:, None].double() * yarn_frequencies(width, theta=theta, context=context, factor=factor)
+    frequency = yarn_frequencies(width, theta=theta, context=context, factor=factor).to(position.device)
+    angle = position[:, None].double() * frequency
     return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
 
 
@@ -65,7 +66,7 @@ def axial_turns(row: Tensor, column: Tensor, width: int) -> Tensor:
 
     Source: the public MoonViT code; column first, whatever its docstring says.
     """
-    frequency = AXIAL_THETA ** (-4 * torch.arange(width // 4, dtype=torch.float64) / width)
+    frequency = AXIAL_THETA ** (-4 * torch.arange(width // 4, dtype=torch.float64, device=row.device) / width)
     angle = torch.stack([column[:, None] * frequency, row[:, None] * frequency], dim=-1).flatten(1)
     return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
 

@@ -10,6 +10,7 @@ gradient's; for them the clip only sets how much this step weighs in the momentu
 
 # Shapes: k matrices of r rows and c columns, n weights under AdamW on this rank, R ranks.
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from torch.optim.adamw import adamw
 from k25_pipelines.errors import CheckpointError
 from trainers.optim.muon import momentum_update, orthogonalised, update_scale
 from trainers.optim.rules import Rule, matrices_of, rule_of
-from trainers.optim.shards import Piece, buckets, cut, fill_up, share_matrices
+from trainers.optim.shards import Piece, buckets, layout_of
 
 BATCH_ELEMENTS = 2**25
 """Most elements of matrices that are orthogonalised together."""
@@ -40,7 +41,7 @@ class Matrices:
 
     pieces: list[Piece]
     momentum: Tensor
-    """float32 [k, r, c]."""
+    """float32 [k, r, c]; of float64 weights float64, as below."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,14 +53,6 @@ class Rest:
     """float32 [n], the pieces one after another."""
     square: Tensor
     """float32 [n]."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Layout:
-    """Every rank's pieces."""
-
-    matrices: list[list[Piece]]
-    rest: list[list[Piece]]
 
 
 class MuonClip(torch.optim.Optimizer):
@@ -75,6 +68,7 @@ class MuonClip(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         gradient_clip: float = 0.0,
         group: ProcessGroup | None = None,
+        offsets: Mapping[str, int] | None = None,
     ):
         """Share the weights out and make room for the states of this rank's.
 
@@ -86,6 +80,8 @@ class MuonClip(torch.optim.Optimizer):
             betas: AdamW's.
             gradient_clip: largest norm of all gradients together; 0 clips nothing.
             group: the ranks that share the states; all where None.
+            offsets: name -> which element of the whole weight is the first here, where ranks outside of the group
+                keep other parts of it; states are saved under their places in the whole.
 
         Raises:
             ValueError: a weight that is no matrix and no vector, and no rule names it.
@@ -94,21 +90,43 @@ class MuonClip(torch.optim.Optimizer):
         self._rules = [rule_of(name, weight.shape) for name, weight in zip(self._names, self._weights, strict=True)]
         self._momentum, self._betas, self._decay = momentum, betas, weight_decay
         self._clip, self._group, self._steps = gradient_clip, group, 0
+        self._offsets = [(offsets or {}).get(name, 0) for name in self._names]
         self._global_grad_norm = 0.0  # DeepSpeed reads it under this name
         super().__init__(_groups(self._rules, self._weights), {"lr": learning_rate})
         is_joined = torch.distributed.is_initialized()
         self._rank = torch.distributed.get_rank(group) if is_joined else 0
         self._num_ranks = torch.distributed.get_world_size(group) if is_joined else 1
-        self._layout = layout_of(self._rules, self._weights, self._num_ranks)
+        self._kind = torch.promote_types(self._weights[0].dtype, torch.float32)
+        self._layout = layout_of(self._rules, [weight.shape for weight in self._weights], self._num_ranks)
         self._matrices = self._own_matrices()
         pieces = self._layout.rest[self._rank]
-        flat = self._weights[0].new_zeros(2, sum(piece.size for piece in pieces), dtype=torch.float32)
+        flat = self._weights[0].new_zeros(2, sum(piece.size for piece in pieces), dtype=self._kind)
         self._rest = Rest(pieces=pieces, mean=flat[0], square=flat[1])
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Move every weight once, by this step's gradients, which are the same on every rank."""
-        scale = self._gradient_scale()
+        """Move every weight once, by this step's gradients, which are the same on every rank.
+
+        Gradients whose norm is not finite move nothing, neither weights nor momenta.
+        """
+        square = self.own_square()
+        if self._num_ranks > 1:
+            torch.distributed.all_reduce(square, group=self._group)
+        self.move(float(square.sqrt()))
+
+    def own_square(self) -> Tensor:
+        """Return float64 []: the squared norm of the gradients of what this rank owns."""
+        own = [self._gradient(piece) for matrices in self._matrices for piece in matrices.pieces]
+        own += [self._gradient(piece) for piece in self._rest.pieces]
+        return torch.nn.utils.get_total_norm(own).double() ** 2
+
+    @torch.no_grad()
+    def move(self, norm: float) -> None:
+        """Move every weight once, given the norm of all gradients together, which clips them; none if not finite."""
+        self._global_grad_norm = norm
+        if not math.isfinite(norm):
+            return
+        scale = min(1.0, self._clip / (norm + NORM_FLOOR)) if self._clip else 1.0
         self._steps += 1
         (rate,) = {group["lr"] for group in self.param_groups}
         for matrices in self._matrices:
@@ -124,13 +142,13 @@ class MuonClip(torch.optim.Optimizer):
     def partition(self) -> dict[str, Any]:
         """Return this rank's states by the names of the weights; all ranks' together are the optimizer's."""
         momentum = {
-            f"{self._names[piece.weight]}@{piece.start}": each
+            f"{self._names[piece.weight]}@{self._offsets[piece.weight] + piece.start}": each
             for matrices in self._matrices
             for piece, each in zip(matrices.pieces, matrices.momentum, strict=True)
         }
         sizes = [piece.size for piece in self._rest.pieces]
         moments = [
-            (self._names[piece.weight], piece.start, mean, square)
+            (self._names[piece.weight], self._offsets[piece.weight] + piece.start, mean, square)
             for piece, mean, square in zip(
                 self._rest.pieces, self._rest.mean.split(sizes), self._rest.square.split(sizes), strict=True
             )
@@ -171,22 +189,13 @@ class MuonClip(torch.optim.Optimizer):
             most = max(1, batch // (rows * columns))
             for i in range(0, len(pieces), most):
                 some = pieces[i : i + most]
-                momentum = self._weights[0].new_zeros(len(some), rows, columns, dtype=torch.float32)
+                momentum = self._weights[0].new_zeros(len(some), rows, columns, dtype=self._kind)
                 found.append(Matrices(pieces=some, momentum=momentum))
         return found
 
-    def _gradient_scale(self) -> float:
-        own = [self._gradient(piece) for matrices in self._matrices for piece in matrices.pieces]
-        own += [self._gradient(piece) for piece in self._rest.pieces]
-        square = torch.nn.utils.get_total_norm(own).double() ** 2
-        if self._num_ranks > 1:
-            torch.distributed.all_reduce(square, group=self._group)
-        self._global_grad_norm = float(square.sqrt())
-        return min(1.0, self._clip / (self._global_grad_norm + NORM_FLOOR)) if self._clip else 1.0
-
     def _move_matrices(self, matrices: Matrices, rate: float, scale: float) -> None:
         count, rows, columns = matrices.momentum.shape
-        gradient = torch.stack([self._gradient(piece) for piece in matrices.pieces]).float()
+        gradient = torch.stack([self._gradient(piece) for piece in matrices.pieces]).to(self._kind)
         gradient = gradient.view(count, rows, columns).mul_(scale)
         update = orthogonalised(momentum_update(matrices.momentum, gradient, rate=self._momentum))
         factor = -rate * update_scale(rows, columns)
@@ -232,7 +241,7 @@ class MuonClip(torch.optim.Optimizer):
             if views[self._rank]:
                 own[: counts[self._rank]] = torch.cat(views[self._rank])
             every = own.new_empty(self._num_ranks, len(own))
-            torch.distributed.all_gather_into_tensor(every.view(-1), own, group=self._group)
+            torch.distributed.all_gather_single(every.view(-1), own, group=self._group)
             for rank in range(self._num_ranks):
                 if rank != self._rank and views[rank]:
                     lengths = [view.numel() for view in views[rank]]
@@ -247,24 +256,6 @@ class MuonClip(torch.optim.Optimizer):
         if weight.grad is None:  # nothing used it in this step, on any rank
             return weight.new_zeros(piece.size)
         return weight.grad.reshape(-1)[piece.start : piece.stop]
-
-
-def layout_of(rules: list[Rule], weights: list[nn.Parameter], num_ranks: int) -> Layout:
-    """Return who owns what: matrices whole, then what AdamW moves, cut so that all own equally much."""
-    pieces, flat = [], []
-    for i, (rule, weight) in enumerate(zip(rules, weights, strict=True)):
-        if rule.optimizer == "adamw":
-            flat.append((i, weight.numel()))
-            continue
-        number, rows, columns = matrices_of(rule, weight.shape)
-        size = rows * columns
-        pieces += [Piece(weight=i, start=j * size, stop=(j + 1) * size) for j in range(number)]
-    owners = share_matrices([piece.size for piece in pieces], num_ranks)
-    matrices: list[list[Piece]] = [[] for _ in range(num_ranks)]
-    for piece, owner in zip(pieces, owners, strict=True):
-        matrices[owner].append(piece)
-    loads = [sum(piece.size for piece in own) for own in matrices]
-    return Layout(matrices=matrices, rest=cut(flat, fill_up(loads, sum(size for _, size in flat))))
 
 
 def _groups(rules: list[Rule], weights: list[nn.Parameter]) -> list[dict]:

@@ -32,7 +32,7 @@ def largest_logits(attentions: Sequence[MLA], group: ProcessGroup | None = None)
     """Return float [L, H]: the largest logit of each head on any rank, as the last forward pass recorded it."""
     if not attentions:
         return torch.empty(0, 0)
-    largest = torch.stack([each.last_max_logit.float() for each in attentions])
+    largest = torch.stack([each.last_max_logit for each in attentions])
     if torch.distributed.is_initialized() and torch.distributed.get_world_size(group) > 1:
         torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, group=group)
     return largest

@@ -6,6 +6,7 @@ attention, MLPs and experts, the projector, and the router. AdamW takes what is 
 
 # Shapes: n matrices of r rows and c columns.
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -57,7 +58,7 @@ def rule_of(name: str, shape: Size) -> Rule:
     return MATRIX if len(shape) == 2 else VECTOR
 
 
-def matrices_of(rule: Rule, shape: Size) -> tuple[int, int, int]:
+def matrices_of(rule: Rule, shape: Sequence[int]) -> tuple[int, int, int]:
     """Return (n, r, c): how a weight under Muon is seen as matrices that lie one after another."""
     *stack, rows, columns = shape
     number = rule.parts

@@ -4,8 +4,11 @@ ZeRO-1 cuts one flat run of all weights into equal parts, and so through matrice
 """
 
 import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from trainers.optim.rules import Rule, matrices_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
@@ -21,6 +24,32 @@ class Piece:
     def size(self) -> int:
         """Return the number of elements."""
         return self.stop - self.start
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """Every rank's pieces."""
+
+    matrices: list[list[Piece]]
+    rest: list[list[Piece]]
+
+
+def layout_of(rules: Sequence[Rule], shapes: Sequence[Sequence[int]], num_ranks: int) -> Layout:
+    """Return who owns what of weights: matrices whole, then what AdamW moves, cut so that all own equally much."""
+    pieces, flat = [], []
+    for i, (rule, shape) in enumerate(zip(rules, shapes, strict=True)):
+        if rule.optimizer == "adamw":
+            flat.append((i, math.prod(shape)))
+            continue
+        number, rows, columns = matrices_of(rule, shape)
+        size = rows * columns
+        pieces += [Piece(weight=i, start=j * size, stop=(j + 1) * size) for j in range(number)]
+    owners = share_matrices([piece.size for piece in pieces], num_ranks)
+    matrices: list[list[Piece]] = [[] for _ in range(num_ranks)]
+    for piece, owner in zip(pieces, owners, strict=True):
+        matrices[owner].append(piece)
+    loads = [sum(piece.size for piece in own) for own in matrices]
+    return Layout(matrices=matrices, rest=cut(flat, fill_up(loads, sum(size for _, size in flat))))
 
 
 def share_matrices(sizes: Sequence[int], num_ranks: int) -> list[int]:

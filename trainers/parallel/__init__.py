@@ -1,1 +1,1 @@
-"""Work spread over ranks: the encoder (`dep`), the experts (`expert`), the layers (`pipeline`)."""
+"""Work spread over ranks: the encoder (`dep`), experts (`expert`), layers (`pipeline`); `learn` is the door to all."""

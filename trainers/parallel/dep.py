@@ -82,8 +82,8 @@ def dep_loss(model: KimiK25, step: Decoupled) -> Tensor:
     For an engine that calls backward itself and listens to the weights, as DeepSpeed does: each gradient arrives once,
     in the same order on every rank whatever it encoded. Backward may be called once; it gives the gradients away.
     """
-    trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-    return _Graft.apply(step.loss, [step.gradients[name] for name, _ in trained], *[weight for _, weight in trained])
+    trained = trained_weights(model)
+    return _Graft.apply(step.loss, [step.gradients[name] for name in trained], *trained.values())
 
 
 def decoupled(
@@ -110,22 +110,77 @@ def decoupled(
     """
     started = clock()
     microbatches = [inputs] if isinstance(inputs, Inputs) else list(inputs)
-    route = _route(model, microbatches, layout, group)
-    patches = route.to_encoders(torch.cat([each.patches for each in microbatches]), "patches")
-    features = route.to_owners(_encoded(model, route, patches), "tokens")
-    encoded = clock()
-    trained: dict[str, Tensor] = {n: w for n, w in model.named_parameters() if w.requires_grad}
-    loss, gradients, felt = _backbone(model, microbatches, features, loss_function, trained)
+    encoded = encode(model, microbatches, group, layout=layout)
+    coded = clock()
+    trained = trained_weights(model)
+    loss, gradients, felt = _backbone(model, microbatches, encoded.features, loss_function, trained)
     learned = clock()
-    vision = {name: weight for name, weight in trained.items() if name.startswith("vision.")}
-    if vision:  # the same on every rank
-        _vision(model, route, patches, route.to_encoders(felt, "tokens"), weights=vision, gradients=gradients)
+    if vision := trained_weights(model, "vision."):  # the same on every rank
+        found = learn_vision(model, encoded, felt, vision)
+        gradients.update({n: gradients[n] + each if n in gradients else each for n, each in found.items()})
     return Decoupled(
         loss=loss,
         gradients={n: gradients[n] if n in gradients else torch.zeros_like(w) for n, w in trained.items()},
-        patches=loads(route.layout, route.media.patches, route.media.num_ranks),
-        seconds=(encoded - started, learned - encoded, clock() - learned),
+        patches=encoded.loads(),
+        seconds=(coded - started, learned - coded, clock() - learned),
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoded:
+    """What the first phase leaves on this rank."""
+
+    route: Route
+    patches: Tensor
+    """float [P', 3, 14, 14] of the media that this rank encodes."""
+    features: Tensor
+    """float [V, merge * merge, D] of the media of its own packs, without gradient."""
+
+    def loads(self) -> np.ndarray:
+        """Return int64 [R] patches that each rank encodes."""
+        return loads(self.route.layout, self.route.media.patches, self.route.media.num_ranks)
+
+
+def encode(
+    model: KimiK25, microbatches: Sequence[Inputs], group: Group = None, *, layout: LayoutRule = by_patches
+) -> Encoded:
+    """Encode the media of all ranks' packs without keeping activations, the first phase. Collective over `group`.
+
+    Raises:
+        ValueError: the model has no tower.
+    """
+    if model.vision is None:
+        raise ValueError(f"model {model.config.name} has no vision tower: there is nothing to decouple")
+    grids, device = [each.grid_thw for each in microbatches], microbatches[0].patches.device
+    route = route_of(grids, layout, merge=model.vision.config.merge, group=group, device=device)
+    patches = route.to_encoders(torch.cat([each.patches for each in microbatches]), "patches")
+    features = route.to_owners(_encoded(model, route, patches), "tokens")
+    return Encoded(route=route, patches=patches, features=features)
+
+
+def learn_vision(model: KimiK25, encoded: Encoded, felt: Tensor, weights: dict[str, Tensor]) -> Gradients:
+    """Encode again, call by call, and return the gradients of the tower's `weights`, the last phase.
+
+    Args:
+        model: as it encoded.
+        encoded: what the first phase left.
+        felt: float [V, merge * merge, D] gradient of `encoded.features`.
+        weights: the tower's trained weights by name.
+    """
+    assert model.vision is not None
+    route, gradients = encoded.route, {}
+    felt = route.to_encoders(felt, "tokens")
+    calls = zip(_calls(route, encoded.patches, "patches"), _calls(route, felt, "tokens"), strict=True)
+    for (media, rows), (_, feature_gradients) in calls:
+        features = model.vision(rows, route.media.grid[media])
+        found = torch.autograd.grad(features, list(weights.values()), feature_gradients, allow_unused=True)
+        _add(gradients, weights, found)
+    return gradients
+
+
+def trained_weights(model: KimiK25, prefix: str = "") -> dict[str, Tensor]:
+    """Return the weights that are trained and whose names begin so, by name."""
+    return {n: w for n, w in model.named_parameters() if w.requires_grad and n.startswith(prefix)}
 
 
 @contextmanager
@@ -136,13 +191,6 @@ def seeing(model: KimiK25, features: Tensor) -> Iterator[None]:
         yield
     finally:
         object.__delattr__(model, "see")
-
-
-def _route(model: KimiK25, microbatches: list[Inputs], layout: LayoutRule, group: Group) -> Route:
-    if model.vision is None:
-        raise ValueError(f"model {model.config.name} has no vision tower: there is nothing to decouple")
-    grids, device = [each.grid_thw for each in microbatches], microbatches[0].patches.device
-    return route_of(grids, layout, merge=model.vision.config.merge, group=group, device=device)
 
 
 @torch.no_grad()
@@ -180,18 +228,6 @@ def _backbone(
     return loss, gradients, torch.cat(felt)
 
 
-def _vision(
-    model: KimiK25, route: Route, patches: Tensor, felt: Tensor, *, weights: dict[str, Tensor], gradients: Gradients
-) -> None:
-    """Encode again, call by call, and add the tower's gradients, given that of each feature this rank encoded."""
-    assert model.vision is not None
-    calls = zip(_calls(route, patches, "patches"), _calls(route, felt, "tokens"), strict=True)
-    for (media, rows), (_, feature_gradients) in calls:
-        features = model.vision(rows, route.media.grid[media])
-        found = torch.autograd.grad(features, list(weights.values()), feature_gradients, allow_unused=True)
-        _add(gradients, weights, found)
-
-
 def _calls(route: Route, rows: Tensor, unit: str) -> list[tuple[np.ndarray, Tensor]]:
     """Return media and rows of each of this rank's encoder calls."""
     calls, sizes = route.calls(), route.sizes(unit)
@@ -200,9 +236,10 @@ def _calls(route: Route, rows: Tensor, unit: str) -> list[tuple[np.ndarray, Tens
 
 
 def _add(gradients: Gradients, weights: dict[str, Tensor], found: Sequence[Tensor | None]) -> None:
+    """Add what was found, laid out as the weights are: whoever sums over ranks may look at memory alone."""
     for name, gradient in zip(weights, found, strict=True):
         if gradient is not None:
-            gradients[name] = gradients[name] + gradient if name in gradients else gradient
+            gradients[name] = gradients[name] + gradient if name in gradients else gradient.contiguous()
 
 
 class _Graft(torch.autograd.Function):

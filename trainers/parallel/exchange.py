@@ -59,17 +59,22 @@ class Exchange(torch.autograd.Function):
 
 def gather_rows(rows: np.ndarray, group: Group, device: torch.device) -> list[np.ndarray]:
     """Return every rank's int64 [n, C] rows, in the order of the ranks; each rank has a number of its own."""
-    num_ranks = ranks_of(group)
+    return [part.cpu().numpy() for part in gather_tensors(torch.from_numpy(rows).to(device), group)]
+
+
+def gather_tensors(rows: Tensor, group: Group = None) -> list[Tensor]:
+    """Return every rank's rows [n, ...], without gradient and in the order of the ranks; n is each rank's own."""
+    num_ranks, rows = ranks_of(group), rows.detach()
     if num_ranks == 1:
         return [rows]
-    counts = torch.empty(num_ranks, dtype=torch.int64, device=device)
-    dist.all_gather_single(counts, torch.tensor([len(rows)], device=device), group=group)
+    counts = torch.empty(num_ranks, dtype=torch.int64, device=rows.device)
+    dist.all_gather_single(counts, torch.tensor([len(rows)], device=rows.device), group=group)
     most = int(counts.max())
-    padded = torch.zeros(most, rows.shape[1], dtype=torch.int64, device=device)
-    padded[: len(rows)] = torch.from_numpy(rows).to(device)
-    whole = torch.empty(num_ranks * most, rows.shape[1], dtype=torch.int64, device=device)
+    padded = rows.new_zeros(most, *rows.shape[1:])
+    padded[: len(rows)] = rows
+    whole = rows.new_empty(num_ranks * most, *rows.shape[1:])
     dist.all_gather_single(whole, padded, group=group)
-    parts = whole.cpu().numpy().reshape(num_ranks, most, rows.shape[1])
+    parts = whole.view(num_ranks, most, *rows.shape[1:])
     return [part[:count] for part, count in zip(parts, counts.tolist(), strict=True)]
 
 

@@ -5,7 +5,8 @@ with them the place and document of each token, so that attention ends where doc
 what vision puts into it happen on the first rank before the schedule, norm, head and loss on the last rank inside it.
 
 After `run` each weight that a rank keeps has its gradient in `.grad`; a tied embedding, which the first and the last
-rank use, has the sum of both on all of them.
+rank use, has the sum of both on all of them. Every rank keeps embedding, projector, norm and head, and the tower; only
+the layers are spread.
 
 Source: Narayanan et al. 2021, "Efficient Large-Scale Language Model Training on GPU Clusters", section 2.2; the
 schedule is torch's ScheduleInterleaved1F1B.
@@ -20,12 +21,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, ScheduleInterleaved1F1B
-from torch.nn import functional
 
 from trainers.inputs import IGNORED, Inputs
 from trainers.model.attention import causal_groups
+from trainers.model.head import token_losses
 from trainers.model.kimi_k25 import KimiK25
 from trainers.model.language import Language
+from trainers.model.recompute import on_cpu
 from trainers.parallel.exchange import Group, rank_in, ranks_of
 
 
@@ -57,6 +59,7 @@ class Stage(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(language.layers[layer] for layer in layers)
         self.turns = language.turns
+        self.offloads = lambda: language.offload
         self.is_last = layers.stop == len(language.layers)
 
     def forward(self, x: Tensor, places: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -64,14 +67,18 @@ class Stage(nn.Module):
 
         Args:
             x: float [1, T, D].
-            places: int64 [1, T, 2] position in its document, and number of the document.
+            places: int64 [1, T, 3] position in its document, number of the document, whether it is no padding. A
+                filler has documents below 0: its layers see no place, and it goes on as it came.
         """
-        position, document = places[0].unbind(-1)
+        is_filler = bool(places[0, 0, 1] < 0)
+        position, document, real = places[0, : 0 if is_filler else None].unbind(-1)
         lengths = torch.unique_consecutive(document, return_counts=True)[1]
-        turns, groups = self.turns(position), causal_groups(lengths.cpu().numpy())
-        hidden = x[0]
-        for layer in self.layers:
-            hidden = layer(hidden, turns, groups)
+        turns, groups = self.turns(position), causal_groups(lengths.cpu().numpy(), real.bool())
+        hidden = x[0, : len(position)]
+        with on_cpu(hidden, when=self.offloads()):
+            for layer in self.layers:
+                hidden = layer(hidden, turns, groups)
+        hidden = torch.cat([hidden, x[0, len(position) :]])
         return hidden[None] if self.is_last else (hidden[None], places)
 
 
@@ -79,75 +86,138 @@ class Pipeline:
     """This rank's stages of a model. Collective: every rank of the group makes the same calls."""
 
     def __init__(
-        self, model: KimiK25, *, packs: int, pack_tokens: int, num_virtual: int = 2, group: Group = None
+        self,
+        model: KimiK25,
+        *,
+        pack_tokens: int,
+        packs: int | None = None,
+        num_virtual: int = 2,
+        group: Group = None,
+        sums_tied: bool = True,
     ) -> None:
         """Keep the layers of this rank's stages; the others are replaced by nothing, names stay as they are.
 
         Args:
             model: built in full, the same weights on every rank.
-            packs: micro-batches of a step; a multiple of the ranks, or few enough for one round.
-            pack_tokens: of each, padding included.
+            pack_tokens: of each pack, padding included.
+            packs: of a step, where it is known beforehand that a schedule must be able to deal them out.
             num_virtual: stages on a rank.
             group: the ranks of this pipeline.
+            sums_tied: whether to add up a tied embedding's gradients here, where nobody else does.
 
         Raises:
             ValueError: more stages than layers, or packs that the schedule cannot deal out.
         """
-        self.model, self.group, self.shape = model, group, (packs, pack_tokens)
+        self.model, self.group, self.pack_tokens = model, group, pack_tokens
         self.ranks, self.rank = ranks_of(group), rank_in(group)
+        self._sums_tied, self._schedules = sums_tied, {}
         split = split_layers(len(model.language.layers), self.ranks * num_virtual)
-        own = range(self.rank, len(split), self.ranks)
-        stages: list[Any] = [self._stage(Stage(model.language, split[number]), number, len(split)) for number in own]
-        kept = {layer for number in own for layer in split[number]}
+        self._num_stages = len(split)
+        self._stages = {
+            number: Stage(model.language, split[number]) for number in range(self.rank, len(split), self.ranks)
+        }
+        kept = {layer for number in self._stages for layer in split[number]}
         for layer in set(range(len(model.language.layers))) - kept:
             model.language.layers[layer] = nn.Identity()
-        self.schedule = ScheduleInterleaved1F1B(stages, n_microbatches=packs, loss_fn=self._loss, scale_grads=False)
+        if packs:
+            self._schedule(packs)
 
     def run(self, inputs: Inputs, merged: Tensor | None = None) -> Tensor:
         """Return the sum of the losses of all targets on the last rank, 0 on the others; gradients are in `.grad`.
 
         Args:
-            inputs: the packs, the same on every rank of the pipeline.
+            inputs: the packs, the same on every rank of the pipeline: a multiple of the ranks, or too few for two
+                rounds.
             merged: float [V, merge * merge, vision width] features of their media on the first rank; if they need a
                 gradient they have it afterwards.
         """
-        model, loss = self.model, inputs.patches.new_zeros(())
-        places = torch.stack([inputs.position, _documents(inputs)], dim=-1).view(*self.shape, 2)
-        target = torch.full_like(inputs.input_ids, IGNORED).index_copy(0, inputs.source, inputs.target)
-        losses: list[Tensor] = []
-        embedded = None
-        if self.rank == 0:
-            embedded = model.language.embed_tokens(inputs.input_ids)
-            if merged is not None:
-                assert model.projector is not None, "features come from a tower, and a tower has a projector"
-                embedded = embedded.index_copy(0, inputs.slots, model.projector(merged))
-            leaf = embedded.detach().view(*self.shape, -1).requires_grad_()
-            self.schedule.step(leaf, places, target=self._target(target), losses=losses, return_outputs=False)
-            if embedded.requires_grad:
-                embedded.backward(leaf.grad.view_as(embedded))
-        else:
-            self.schedule.step(target=self._target(target), losses=losses, return_outputs=False)
-        self._sum_tied()
-        return torch.stack(losses).sum().detach() if losses else loss
+        losses = self.losses(inputs, merged, packs=len(inputs.input_ids) // self.pack_tokens)
+        return losses.sum() if self.rank == self.ranks - 1 else losses.new_zeros(())
 
-    def _stage(self, stage: Stage, number: int, num_stages: int) -> PipelineStage:
+    def losses(
+        self,
+        inputs: Inputs,
+        merged: Tensor | None = None,
+        *,
+        packs: int | None = None,
+        weight: float = 1.0,
+        learns: bool = True,
+    ) -> Tensor:
+        """Return float [n] the loss of each target, the same on every rank; gradients of their sum are in `.grad`.
+
+        Args:
+            inputs: the packs, the same on every rank of the pipeline; there may be none.
+            merged: as of `run`.
+            packs: what the schedule deals out; it is filled up with packs that no layer looks at. None: the least
+                that it can deal out.
+            weight: factor of the sum whose gradients are taken.
+            learns: whether to run the backward pass; if not, no gradient is made.
+        """
+        packs = fitting(len(inputs.input_ids) // self.pack_tokens, self.ranks) if packs is None else packs
+        schedule, found = self._schedule(packs), []
+        self._weight, self._found = weight, found
+        places, target = self._filled(_places(inputs), packs, -1), self._filled(_targets(inputs), packs, IGNORED)
+        dealt = {"target": target if self.rank == self.ranks - 1 else None, "losses": [], "return_outputs": False}
+        with torch.set_grad_enabled(learns):
+            deal = schedule.step if learns else schedule.eval
+            if self.rank == 0:
+                embedded = self._embedded(inputs, merged, packs)
+                leaf = embedded.detach().requires_grad_(learns)
+                deal(leaf, places, **dealt)
+                if embedded.requires_grad and leaf.grad is not None:
+                    embedded.backward(leaf.grad)
+            else:
+                deal(**dealt)
+        if learns and self._sums_tied:
+            self._sum_tied()
+        return self._told(found, len(inputs.target))
+
+    def _embedded(self, inputs: Inputs, merged: Tensor | None, packs: int) -> Tensor:
+        """Return float [packs, T, D] what the first layer sees; fillers are zeros."""
+        model = self.model
+        embedded = model.language.embed_tokens(inputs.input_ids)
+        if merged is not None:
+            assert model.projector is not None, "features come from a tower, and a tower has a projector"
+            embedded = embedded.index_copy(0, inputs.slots, model.projector(merged))
+        return self._filled(embedded, packs, 0)
+
+    def _filled(self, rows: Tensor, packs: int, value: int) -> Tensor:
+        """Return rows [N, ...] as [packs, T, ...], filled up."""
+        more = rows.new_full((packs * self.pack_tokens - len(rows), *rows.shape[1:]), value)
+        return torch.cat([rows, more]).view(packs, self.pack_tokens, *rows.shape[1:])
+
+    def _told(self, found: list[Tensor], count: int) -> Tensor:
+        """Return on every rank what the last one found, float [count]."""
         like = next(self.model.language.parameters())
-        tokens, width = self.shape[1], self.model.language.config.width
+        losses = torch.cat(found) if found else like.new_zeros(count)
+        if self.ranks > 1:
+            dist.broadcast(losses, group=self.group, group_src=self.ranks - 1)
+        return losses.detach()
+
+    def _schedule(self, packs: int) -> ScheduleInterleaved1F1B:
+        if packs not in self._schedules:
+            stages: list[Any] = [self._stage(stage, number) for number, stage in self._stages.items()]
+            options = {"loss_fn": self._loss, "scale_grads": False}
+            self._schedules[packs] = ScheduleInterleaved1F1B(stages, n_microbatches=packs, **options)
+        return self._schedules[packs]
+
+    def _stage(self, stage: Stage, number: int) -> PipelineStage:
+        like = next(self.model.language.parameters())
+        tokens, width = self.pack_tokens, self.model.language.config.width
         hidden = torch.empty(1, tokens, width, dtype=like.dtype, device=like.device, requires_grad=True)
-        places = torch.empty(1, tokens, 2, dtype=torch.int64, device=like.device)
+        places = torch.empty(1, tokens, 3, dtype=torch.int64, device=like.device)
         output = hidden if stage.is_last else (hidden, places)
         options = {"input_args": (hidden, places), "output_args": output, "group": self.group}
-        return PipelineStage(stage, number, num_stages, like.device, **options)
-
-    def _target(self, target: Tensor) -> Tensor | None:
-        return target.view(self.shape) if self.rank == self.ranks - 1 else None
+        return PipelineStage(stage, number, self._num_stages, like.device, **options)
 
     def _loss(self, hidden: Tensor, target: Tensor) -> Tensor:
         """Return the sum over a pack's targets, given hidden states [1, T, D] and the token each predicts [1, T]."""
         language = self.model.language
         here = (target[0] != IGNORED).nonzero()[:, 0]
         logits = language.logits(language.norm(hidden[0].index_select(0, here)))
-        return functional.cross_entropy(logits, target[0, here], reduction="sum")
+        losses = token_losses(logits, target[0, here])
+        self._found.append(losses.detach())
+        return self._weight * losses.sum()
 
     def _sum_tied(self) -> None:
         language = self.model.language
@@ -157,6 +227,21 @@ class Pipeline:
             dist.all_reduce(weight.grad, group=self.group)
 
 
-def _documents(inputs: Inputs) -> Tensor:
-    """Return int64 [N]: the number of each place's document, which begins where the position is 0."""
-    return torch.cumsum(inputs.position == 0, 0)
+def fitting(packs: int, ranks: int) -> int:
+    """Return the least number of micro-batches, at least `packs` and one, that the schedule can deal out in rounds."""
+    packs = max(1, packs)
+    while packs % max(1, packs // ranks):
+        packs += 1
+    return packs
+
+
+def _places(inputs: Inputs) -> Tensor:
+    """Return int64 [N, 3]: of each place what `Stage` asks; a document begins where the position is 0."""
+    real = inputs.groups.real
+    real = torch.ones_like(inputs.position) if real is None else real.long()
+    return torch.stack([inputs.position, torch.cumsum(inputs.position == 0, 0), real], dim=-1)
+
+
+def _targets(inputs: Inputs) -> Tensor:
+    """Return int64 [N]: the token that each place predicts."""
+    return torch.full_like(inputs.input_ids, IGNORED).index_copy(0, inputs.source, inputs.target)
