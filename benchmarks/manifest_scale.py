@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -186,7 +187,7 @@ def looked_up(store: GeneratedStore, num_ids: int) -> dict:
     numbers = rng.integers(0, PARTITIONS, num_ids)
     records = np.concatenate([records_of(int(n), rng.integers(0, num_records(int(n)), 1)) for n in numbers])
     records = np.unique(records)
-    started, busy, index = time.perf_counter(), time.process_time(), open_ids(store, NAME, "0" * 32)
+    started, busy, index = time.perf_counter(), time.process_time(), open_ids(cast(Store, store), NAME, "0" * 32)
     found = index.find(records["id"])
     told = {"s": time.perf_counter() - started, "cpu_s": time.process_time() - busy}
     assert np.array_equal(found, records)

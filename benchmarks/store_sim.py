@@ -37,7 +37,7 @@ NODES, PACKS_OF_NODE, IMAGES_PER_SECOND = 256, 8, 44_000
 WAITED_SECONDS = 1e-3
 """What a step that begins later than this was waited for."""
 SHAPES = {
-    "8 MB chunks, a lane a node": (80, 256, 400),
+    "8 MB chunks, a lane a node": (80, 256, 500),
     "1 MB chunks, a lane a node": (10, 256, 100),
     "8 MB chunks, a lane four nodes": (80, 64, 30),
 }

@@ -19,7 +19,7 @@ from k25_pipelines.storage.traffic import Traffic
 IMAGE_BYTES = 100_000
 SMALLER = 2048
 """A byte on the disk of the simulation stands for so many."""
-RAM_BYTES, DISK_BYTES = 256 * 2**20, 2**30
+RAM_BYTES, DISK_BYTES = 256 * 2**20, 2 * 2**30
 
 
 class PlannedRows(Protocol):
@@ -72,10 +72,10 @@ class Node:
         self.cache = ChunkCache(folder / "cache", ram_bytes=RAM_BYTES // SMALLER, disk_bytes=DISK_BYTES // SMALLER)
         self.traffic = Traffic(
             folder / "budget",
+            clock.time,
+            clock.sleep,
             is_transient=lambda error: isinstance(error, RefusedError | FaultError),
             refusal=lambda error: (isinstance(error, RefusedError), None),
-            clock=clock.time,
-            sleep=clock.sleep,
         )
         self.shelf, self.queue = Shelf(), list[tuple[Future[bytes], Callable[[], None]]]()
         self.idle, self.landed, self.asked = clock.waiter(), clock.waiter(), clock.waiter()

@@ -79,7 +79,7 @@ def _hashed(record: np.ndarray) -> Any:
 @njit(cache=True, nogil=True)
 def _cell(hashed: Any, number: int, size: int) -> int:
     """Return a cell in one of the thirds of the table, so that the three are different."""
-    return number * size + np.int64(_mixed(hashed + np.uint64(number + 1)) % np.uint64(size))
+    return number * size + int(_mixed(hashed + np.uint64(number + 1)) % np.uint64(size))
 
 
 @njit(cache=True, nogil=True)

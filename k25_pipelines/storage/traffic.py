@@ -19,26 +19,27 @@ class Traffic:
     def __init__(
         self,
         folder: Path,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        /,
         *,
         is_transient: Callable[[Exception], bool],
         refusal: Callable[[Exception], tuple[bool, float | None]],
         requests_per_second: float | None = None,
         bytes_per_second: float | None = None,
         hedge_seconds: float | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """Open the traffic with the store whose budget lies in `folder`.
 
         Args:
             folder: see `throttle.Budget`.
+            clock: seconds, the same in all processes that share the folder.
+            sleep: waits so many of the clock's seconds.
             is_transient: whether an error may pass by itself.
             refusal: whether an error says that we ask too much, and for how long to pause if it says so [s].
             requests_per_second: limit for this machine, None for what the store bears.
             bytes_per_second: limit for this machine, None for none.
             hedge_seconds: before which no small read is late; None asks for nothing twice.
-            clock: seconds, the same in all processes that share the folder.
-            sleep: waits so many of the clock's seconds.
         """
         self._budget, self._sleep = shared_budget(requests_per_second, bytes_per_second, folder, clock), sleep
         self._is_transient, self._refusal = is_transient, refusal
