@@ -23,6 +23,18 @@ RANDOM = "random"
 """In place of a checkpoint: the module starts from its seed."""
 WHOLE = "all"
 """In place of a module: each one that the checkpoint holds, and none from elsewhere."""
+SAID_BY = {
+    "stage": "the stage itself: k25 train STAGE",
+    "steps": "--steps N",
+    "learning_rate": "--learning-rate RATE",
+    "optimizer": "--optimizer NAME",
+    "plan": "--plan PLAN",
+    "initial": "--initial MODULE=RUN/STEP",
+    "continues": "--continue RUN/STEP",
+    "lora": "--lora RANK",
+    "lora.rank": "--lora RANK",
+}
+"""Fields that have an option of their own, which does more than set them; `--set` is for all others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +80,7 @@ def changed_config(lake: Store, stage: str, *, scale: str, changes: Changes) -> 
     sources = {module: records[key] for module, key in told.items() if key != RANDOM}
     config = replace(draft, model=_model(draft.model, sources))
     config = _changed(config, changes)
-    if plan := changes.plan or changes.fields.get("plan"):
+    if plan := changes.plan:
         open_plan(lake, plan)
     else:
         plan = _plan(lake, stage, scale, steps=config.steps, decoder=sources.get("language"))
@@ -89,7 +101,7 @@ def _continued(lake: Store, stage: str, changes: Changes) -> TrainConfig:
     if config.stage != stage:
         raise ValueError(f"{key} is of stage {config.stage}, not {stage}; name that stage")
     config = replace(_changed(config, changes), continues=key)
-    config = replace(config, plan=changes.plan or changes.fields.get("plan") or record["plan"])
+    config = replace(config, plan=changes.plan or record["plan"])
     check_config(config)
     resuming.check_continuable(record, plain(config))
     resuming.check_same_steps(record, open_plan(lake, config.plan))
@@ -166,11 +178,11 @@ def with_fields(config: TrainConfig, fields: Mapping[str, str]) -> TrainConfig:
     """Return a config with fields set from words: JSON, or words as they are; several by commas where a field has many.
 
     Raises:
-        ValueError: no such field (the nearest is named), or a value of another type.
+        ValueError: no such field (the nearest is named), one that another option sets, or a value of another type.
     """
-    told = plain(config)
+    told, seen = plain(config), set()
     for path, words in fields.items():
-        *groups, name = path.removeprefix("config.").split(".")
+        *groups, name = _path(path, seen)
         place: Any = told
         for group in groups:
             place = place.get(group)
@@ -179,6 +191,18 @@ def with_fields(config: TrainConfig, fields: Mapping[str, str]) -> TrainConfig:
                 raise ValueError(f"--set {path}: the config has no {group} with fields; {way_out}")
         place[name] = _value(words, place.get(name))
     return parse(TrainConfig, told)
+
+
+def _path(path: str, seen: set[str]) -> list[str]:
+    """Return the names of a field, from the outermost, and add it to those seen."""
+    field = path.removeprefix("config.")
+    owner = "initial" if field.startswith("initial.") else field
+    if owner in SAID_BY:
+        raise ValueError(f"--set {path}: this is said by {SAID_BY[owner]}; leave the --set out")
+    if field in seen:
+        raise ValueError(f"--set names {field} twice; leave one out")
+    seen.add(field)
+    return field.split(".")
 
 
 def _value(words: str, now: object) -> object:

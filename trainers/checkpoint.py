@@ -18,14 +18,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from k25_pipelines.errors import CheckpointError, ObjectNotFoundError
+from k25_pipelines.errors import CheckpointError, ObjectExistsError, ObjectNotFoundError
 from k25_pipelines.keys import digest
 from k25_pipelines.storage.store import Store
 from trainers.config import checkpoint_key
-from trainers.engine import Engine, rank_of_file
+from trainers.engine import ENGINE_TAG, Engine, rank_of_file
 from trainers.interchange.npz import npz_parts
 from trainers.interchange.weights import Held, open_weights, tensor_of
-from trainers.resuming import RECORD, read_record
+from trainers.optim.files import MODEL, PARTITION
+from trainers.resuming import RECORD, WAY_OUT, read_record
 
 WEIGHTS = "weights.npz"
 METRICS = "metrics.jsonl"
@@ -33,6 +34,7 @@ LINES = {"history": METRICS, "timings": "timings.jsonl", "spikes": "spikes.jsonl
 """What is kept of the steps so far. Wall times stand apart, so that all else can be compared bit for bit."""
 OWN_FILES = ("*.npz", "*.jsonl", "engine/*")
 """What is uploaded of a saved folder; DeepSpeed also leaves scripts there."""
+TWICE = "another process seems to train this run, perhaps on another machine: let one alone do it, then start it again"
 
 
 def save_checkpoint(
@@ -51,10 +53,11 @@ def save_checkpoint(
         work: local folder through which the files go.
 
     Raises:
-        CheckpointError: this step of the run is published already.
+        CheckpointError: this step of the run is published already; or another process writes it, too: a file is
+            missing, or is no longer what this one uploaded.
     """
     key = checkpoint_key(record["run"], record["step"])
-    folder = work / "saving"
+    folder, ranks = work / "saving", range(engine.num_ranks)
     if engine.rank == 0:
         _clear_half_upload(store, key)
         shutil.rmtree(folder, ignore_errors=True)
@@ -62,16 +65,20 @@ def save_checkpoint(
     engine.barrier()
     engine.save(folder)
     weights = engine.weights()
+    expected = {*LINES.values(), *(f"{ENGINE_TAG}/{name}" for name in (MODEL, *map(PARTITION.format, ranks)))}
     if engine.rank == 0:
         for name, data, _, _ in npz_parts(Held(weights)):
             (folder / name).write_bytes(data)
+            expected.add(name)
         for name, file in LINES.items():
-            (folder / file).write_text("".join(f"{json.dumps(line)}\n" for line in lines[name]))
-    sums = _upload(store, key, folder, rank=engine.rank)
-    files = {name: value for part in engine.gather(sums) for name, value in part.items()}
+            words = (json.dumps(line, allow_nan=False) for line in lines[name])
+            (folder / file).write_text("".join(f"{line}\n" for line in words))
+    own = _upload(store, key, folder, rank=engine.rank)
+    uploaded = {name: told for part in engine.gather(own) for name, told in part.items()}
     if engine.rank == 0:
-        named = {**record, "files": dict(sorted(files.items())), "digest": checkpoint_digest(weights, record)}
-        store.put_new(f"{key}/{RECORD}", json.dumps(named, indent=1).encode())
+        _check_upload(store, key, uploaded, expected=expected)
+        files = {name: sha256 for name, (sha256, _) in sorted(uploaded.items())}
+        _publish(store, key, {**record, "files": files, "digest": checkpoint_digest(weights, record)})
         shutil.rmtree(folder)
     engine.barrier()
     return key
@@ -80,12 +87,15 @@ def save_checkpoint(
 def restore(engine: Engine, store: Store, key: str, *, record: Mapping, work: Path) -> dict:
     """Load a published checkpoint into the engine, and return its record with the lines of its steps.
 
-    Collective. The record is one that `resuming.check_source` has let pass.
+    Collective. The record is one that `resuming.check_source` has let pass. Every file is compared with its SHA-256:
+    what the engine takes up by each rank, the weights for other stages, which are read in pieces, by the first.
 
     Raises:
         CheckpointError: a file is not what the record says.
     """
     folder = work / f"restoring-{engine.rank}"
+    if engine.rank == 0:
+        _check_weights(store, key, record["files"])
     _download(store, key, record["files"], folder)
     engine.load(folder)
     lines = {name: _lines(folder / file) for name, file in LINES.items()}
@@ -147,16 +157,42 @@ def _clear_half_upload(store: Store, key: str) -> None:
         store.delete(each)
 
 
-def _upload(store: Store, key: str, folder: Path, *, rank: int) -> dict[str, str]:
-    """Upload this rank's files and return their SHA-256 by name."""
-    sums = {}
+def _upload(store: Store, key: str, folder: Path, *, rank: int) -> dict[str, tuple[str, str]]:
+    """Upload this rank's files and return SHA-256 and the store's etag of each by its name."""
+    told = {}
     for path in sorted(path for pattern in OWN_FILES for path in folder.glob(pattern)):
         name = path.relative_to(folder).as_posix()
         if rank_of_file(name) == rank:
             data = path.read_bytes()
             store.put(f"{key}/{name}", data)
-            sums[name] = hashlib.sha256(data).hexdigest()
-    return sums
+            told[name] = (hashlib.sha256(data).hexdigest(), _etag(store, f"{key}/{name}"))
+    return told
+
+
+def _etag(store: Store, key: str) -> str:
+    try:
+        return store.head(key).etag
+    except ObjectNotFoundError:
+        raise CheckpointError(f"{key} is gone again; {TWICE}") from None
+
+
+def _check_upload(store: Store, key: str, uploaded: Mapping[str, tuple[str, str]], *, expected: set[str]) -> None:
+    """Raise CheckpointError where the files that a record would name are not all there, as they were uploaded."""
+    if missing := sorted(expected - set(uploaded)):
+        raise CheckpointError(f"{key} is not published: {missing[0]} was not saved; {TWICE}")
+    etags = {info.key.removeprefix(f"{key}/"): info.etag for info in store.list(f"{key}/")}
+    for name, (_, etag) in sorted(uploaded.items()):
+        if etags.get(name) != etag:
+            what = "is gone again" if name not in etags else "was overwritten"
+            raise CheckpointError(f"{key} is not published: {name} {what} since it was uploaded; {TWICE}")
+
+
+def _publish(store: Store, key: str, record: Mapping) -> None:
+    """Write the record, which is only written where there is none."""
+    try:
+        store.put_new(f"{key}/{RECORD}", json.dumps(record, indent=1, allow_nan=False).encode())
+    except ObjectExistsError:
+        raise CheckpointError(f"{key} was published by another process while this one saved it; {TWICE}") from None
 
 
 def _download(store: Store, key: str, files: Mapping[str, str], folder: Path) -> None:
@@ -168,13 +204,19 @@ def _download(store: Store, key: str, files: Mapping[str, str], folder: Path) ->
             path.write_bytes(_verified(store, key, name, expected))
 
 
+def _check_weights(store: Store, key: str, files: Mapping[str, str]) -> None:
+    try:
+        open_weights(store, key, files)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {WAY_OUT}") from error
+
+
 def _verified(store: Store, key: str, name: str, expected: str) -> bytes:
-    way_out = "delete that checkpoint's record to go on from the one before"
     try:
         data = store.get(f"{key}/{name}")
     except ObjectNotFoundError:
-        raise CheckpointError(f"{key}/{name} is gone, and its record names it; {way_out}") from None
+        raise CheckpointError(f"{key}/{name} is gone, and its record names it; {WAY_OUT}") from None
     found = hashlib.sha256(data).hexdigest()
     if found != expected:
-        raise CheckpointError(f"{key}/{name} has SHA-256 {found[:12]}.., its record says {expected[:12]}..; {way_out}")
+        raise CheckpointError(f"{key}/{name} has SHA-256 {found[:12]}.., its record says {expected[:12]}..; {WAY_OUT}")
     return data

@@ -5,6 +5,7 @@ sample.
 """
 
 import math
+import os
 from typing import TYPE_CHECKING
 
 from k25_pipelines.plan.size import profile
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 OPTIMIZERS = ("muonclip", "adamw")
 RECOMPUTE_PARTS = ("norm", "swiglu", "mla_up")
 """As in `trainers.model.recompute`, which needs torch."""
+THREADS_PER_CORE = 4
+"""More threads of one rank than so many for each core are a slip of the pen."""
 
 
 def check_training(config: "TrainConfig") -> None:
@@ -66,6 +69,25 @@ def check_run(run: "Run", num_ranks: int) -> None:
     if unknown := sorted(set(run.recompute) - set(RECOMPUTE_PARTS)):
         _refuse("recompute", ", ".join(unknown), f"some of {', '.join(RECOMPUTE_PARTS)}")
     check_parallel(run.parallel, run.config, num_ranks)
+
+
+def check_machine(run: "Run") -> None:
+    """Raise ValueError where this machine cannot run a rank's threads at any useful speed."""
+    cores = os.cpu_count() or 1
+    if run.threads > THREADS_PER_CORE * cores:
+        allowed = f"at most {THREADS_PER_CORE * cores} on this machine's {cores} cores, and best their number by ranks"
+        _refuse("threads", run.threads, allowed)
+
+
+def idle_ranks(run: "Run", plan: "Plan", num_ranks: int) -> str | None:
+    """Return in words that some ranks never have a pack of their own; None: each has one."""
+    packs, sharing = plan.recipe.packs_per_step, num_ranks // run.parallel.pipeline_stages
+    if sharing <= packs:
+        return None
+    return (
+        f"{sharing - packs} of {sharing} ranks never have a pack: plan {plan.id} has packs_per_step {packs}; "
+        f"start at most {packs * run.parallel.pipeline_stages} ranks, or plan more packs a step"
+    )
 
 
 def check_plan(config: "TrainConfig", plan: "Plan", *, num_tokens: int) -> None:

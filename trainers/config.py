@@ -6,6 +6,7 @@ A config's fields bear identity: they stand in the checkpoint and in its digest.
 
 import difflib
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -229,7 +230,8 @@ def parse(kind: type[Config], data: object, where: str = "") -> Config:
         where: the path to `data`, for messages.
 
     Raises:
-        ValueError: an unknown key (the nearest known one is named), a missing key or a wrong type.
+        ValueError: an unknown key (the nearest known one is named), a missing key, a wrong type, or
+            a number that is none (NaN) or infinite.
     """
     types_of = typing.get_type_hints(kind)
     place = where.rstrip(".") or kind.__name__
@@ -259,13 +261,23 @@ def _value(kind: object, value: object, where: str) -> object:
         return _elements(inner, value, where)
     if origin is dict and isinstance(value, Mapping):
         return {key: _value(inner[1], each, f"{where}.{key}") for key, each in value.items()}
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return _number(value, where)
     wanted = origin or kind
     assert isinstance(wanted, type), f"{where}: no rule reads a field of type {kind}"
     if isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool)):
         return value
     raise ValueError(f"{where} is {value!r}; expected {wanted.__name__}")
+
+
+def _number(value: float, where: str) -> float:
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number of more than 308 digits
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{where} is {number}; expected a finite number")
+    return number
 
 
 def _elements(kinds: tuple, values: Sequence, where: str) -> tuple:

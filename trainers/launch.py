@@ -19,11 +19,12 @@ from k25_pipelines.errors import K25Error
 from k25_pipelines.keys import random_key
 from k25_pipelines.storage.store import Store, open_store
 from trainers.changes import WHOLE, Changes, changed_config
-from trainers.checks import check_run
+from trainers.checks import check_machine, check_run
 from trainers.config import ParallelConfig, Run, TrainConfig, check_config, load_run, run_name
 from trainers.lifetime import PARENT, end_with_parent
 from trainers.ranks import run_ranks
 from trainers.recipes import SCALES, STAGES
+from trainers.run_lock import check_unlocked
 
 ROOT = Path(__file__).resolve().parent.parent
 INTERRUPTED = 130
@@ -48,6 +49,9 @@ def main() -> int:
         run = _shared(run, options)
         check_config(run.config)
         check_run(run, options.ranks)
+        if not options.write:
+            check_machine(run)
+            check_unlocked(Path(run.work), run=run.run)  # before run file and logs of who trains it are overwritten
         path = _write(run, options.write)
     except (K25Error, ValueError) as error:
         sys.stderr.write(f"k25 train: {' '.join(str(error).split())}\n")
@@ -135,10 +139,14 @@ def _shared(run: Run, options: argparse.Namespace) -> Run:
 
 
 def _write(run: Run, path: Path | None) -> Path:
-    path = path or Path(run.work) / "pretrain.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(run), indent=1, sort_keys=True))
-    return path
+    target = path or Path(run.work) / "pretrain.json"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(asdict(run), indent=1, sort_keys=True, allow_nan=False))
+    except OSError as error:
+        what = f"--write {path}" if path else f"run file {target}"
+        raise ValueError(f"{what}: {error.strerror}; name a file that can be written") from error
+    return target
 
 
 def _start(run: Run, path: Path, *, num_ranks: int) -> int:

@@ -5,13 +5,13 @@ on from its newest published checkpoint; on the same ranks and threads its weigh
 whose config names another run's checkpoint begins there, on a plan that has the steps before it alike.
 """
 
-import json
-import math
 import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from k25_pipelines.planning import Plan, open_plan
 from k25_pipelines.sample.tokens import load_tokenizer
 from k25_pipelines.storage.store import Store, open_store
 from trainers.checkpoint import load_modules, restore, save_checkpoint
-from trainers.checks import check_plan, check_run
+from trainers.checks import check_machine, check_plan, check_run, idle_ranks
 from trainers.config import MODULES, Run, TrainConfig, check_config, load_run, plain
 from trainers.engine import Engine, join_ranks, leave_ranks
 from trainers.feed import Feed
@@ -33,16 +33,19 @@ from trainers.lifetime import end_with_parent
 from trainers.memory import keep_freed_memory
 from trainers.model.kimi_k25 import KimiK25
 from trainers.model.recompute import set_recompute
+from trainers.ranks import BAD_INPUT, LOST, is_lost, note_lost
 from trainers.recipes import PROBE_STEPS
 from trainers.record import changed_layout, checkpoint_record, checkpoint_steps, layout_of
 from trainers.report import Report, open_report
 from trainers.resuming import check_source, first_plan, read_record, source_of, way_out
-from trainers.spikes import SAMPLES_NAMED, named, sample_losses, spike_limit, without_number, worst_first
+from trainers.run_lock import locked
+from trainers.spikes import SAMPLES_NAMED, spike_limit
 from trainers.step import Step, train_step
+from trainers.stopping import no_number, step_samples, stop, wild_weight
 from trainers.tracking import check_tracking
 
-STOPPED = "stopped.json"
-"""In the work folder: all samples of a step whose loss or gradient was no number."""
+OF_WORDS = ("language", "contrastive")
+"""Modules whose weights mean something in one vocabulary alone; those of pictures serve any."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -78,13 +81,22 @@ def main(run: Run) -> None:
     num_ranks, num_local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     check_config(run.config)
     check_run(run, num_ranks)
+    check_machine(run)
     check_tracking(run.tensorboard)
     store, work = open_store(run.store), Path(run.work)
     plan = checked_plan(run, store, num_ranks=num_ranks)
-    work.mkdir(parents=True, exist_ok=True)
+    with locked(work, run=run.run) if os.environ.get("RANK", "0") == "0" else nullcontext():
+        work.mkdir(parents=True, exist_ok=True)
+        _train_on(run, store, work, plan=plan, num_local=num_local)
+
+
+def _train_on(run: Run, store: Store, work: Path, *, plan: Plan, num_local: int) -> None:
+    """Join the ranks, build the model and train it."""
     rank = join_ranks(work, threads=run.threads)
     options = {"run": run.run, "tensorboard": run.tensorboard}
     with open_report(work, rank=rank, num_steps=run.config.steps, **options) as report:
+        if idle := idle_ranks(run, plan, torch.distributed.get_world_size()):
+            report.say(idle)
         model = build_model(run.config, store)
         set_recompute(model, run.recompute)
         model.language.offload = run.offload
@@ -105,7 +117,7 @@ def checked_plan(run: Run, store: Store, *, num_ranks: int) -> Plan:
     """
     plan = open_plan(store, run.config.plan)
     check_plan(run.config, plan, num_tokens=load_tokenizer(plan.tokenizer, store).num_tokens)
-    for module, key in sorted(run.config.initial.items()):
+    for module, key in sorted((name, key) for name, key in run.config.initial.items() if name in OF_WORDS):
         theirs = read_record(store, key).get("tokenizer")
         if theirs and theirs != plan.tokenizer:
             raise CheckpointError(
@@ -154,11 +166,15 @@ def train(
         batch = feed.batch(step)
         waited = time.perf_counter() - started
         taken = train_step(engine, batch, run, step=step, pad=pad, inputs=feed.inputs, waited=waited)
-        _stop_at_no_number(run, engine, feed, batch=batch, taken=taken, done=done)
+        halt = partial(stop, run, engine, feed, batch=batch, taken=taken, checkpoint=done.checkpoint)
+        if what := no_number({**taken.metrics, **before}) or (wild_weight(engine) if step + 1 in saved else None):
+            halt(what=what)
         metrics = {**taken.metrics, **before, "digest": feed.trained(step, batch)}
         seconds = _with_rest(taken.seconds, time.perf_counter() - taken.ended)
         if step + 1 == config.steps:
             metrics["probe_after"] = probe_loss(engine, probed, probe)
+            if what := no_number(metrics):
+                halt(what=what)
         report.step({**metrics, "seconds": seconds})
         _note_spike(run, engine, feed, report, batch=batch, taken=taken, done=done)
         done.history.append(metrics)
@@ -192,26 +208,6 @@ def _with_rest(seconds: Mapping[str, float], rest: float) -> dict[str, float]:
     return {**seconds, "other": seconds["other"] + rest, "all": seconds["all"] + rest}
 
 
-def _stop_at_no_number(run: Run, engine: Engine, feed: Feed, *, batch: Batch, taken: Step, done: Progress) -> None:
-    """Raise K25Error naming step and samples where loss or gradient are no finite numbers; nothing is saved then."""
-    loss, norm = taken.metrics["loss"], taken.metrics["gradient_norm"]
-    if math.isfinite(loss) and math.isfinite(norm):
-        return
-    step, plan, samples = taken.metrics["step"], feed.plan.id, _samples(engine, batch, taken)
-    what = f"the loss is {loss}" if not math.isfinite(loss) else f"the norm of the gradient is {norm}"
-    file = Path(run.work) / STOPPED
-    if engine.rank == 0:
-        file.write_text(json.dumps({"step": step, "plan": plan, "loss": loss, "norm": norm, "samples": samples}))
-    wild = without_number(samples)
-    out = way_out(run.config, plan=plan, step=step, checkpoint=done.checkpoint, samples=wild)
-    raise K25Error(
-        f"step {step} of run {run.run}: {what}. Nothing of this step is kept, the newest checkpoint stays as it is. "
-        f"It held {named(samples)}; all of them: {file}, or k25 batch {plan} --steps {step}:{step + 1} --show; those "
-        f"before: k25 replay {run.run} --steps A:{step}. To go on without them: {out}; if it is the rate, also "
-        "--learning-rate RATE there"
-    )
-
-
 def _note_spike(
     run: Run, engine: Engine, feed: Feed, report: Report, *, batch: Batch, taken: Step, done: Progress
 ) -> None:
@@ -219,17 +215,11 @@ def _note_spike(
     known, loss = spike_limit([line["loss"] for line in done.history]), taken.metrics["loss"]
     if known is None or loss <= known[1]:
         return
-    step, samples = taken.metrics["step"], _samples(engine, batch, taken)[:SAMPLES_NAMED]
+    step, samples = taken.metrics["step"], step_samples(engine, batch, taken)[:SAMPLES_NAMED]
     spike = {"step": step, "loss": loss, "median": known[0], "limit": known[1], "samples": samples}
     done.spikes.append(spike)
     out = way_out(run.config, plan=feed.plan.id, step=step, checkpoint=done.checkpoint, samples=samples)
     report.spike(spike, out=out)
-
-
-def _samples(engine: Engine, batch: Batch, taken: Step) -> list[dict]:
-    """Return the samples of a step on all ranks, those with the largest losses first. Collective."""
-    own = sample_losses(batch, taken.target_losses, taken.target_document)
-    return worst_first(sample for part in engine.gather_data(own) for sample in part)
 
 
 def _resume(
@@ -256,13 +246,31 @@ def _resume(
     return done
 
 
+def _run_file(path: str) -> int:
+    """Train what a run file says, and return the process's exit code."""
+    work = None
+    try:
+        run = load_run(path)
+        work = Path(run.work)
+        main(run)
+    except (K25Error, ValueError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return BAD_INPUT
+    except RuntimeError as error:
+        if work is None or not is_lost(error):
+            raise
+        rank = int(os.environ.get("RANK", "0"))
+        said = note_lost(error, work / f"rank-{rank}.log", rank=rank)
+        if rank == 0:
+            sys.stderr.write(f"{said}\n")
+            sys.stderr.flush()
+        os._exit(LOST)  # a group that is broken cannot be closed
+    finally:
+        leave_ranks()
+    return 0
+
+
 if __name__ == "__main__":
     keep_freed_memory()
     end_with_parent()
-    try:
-        main(load_run(sys.argv[1]))
-    except (K25Error, ValueError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
-    finally:
-        leave_ranks()
+    sys.exit(_run_file(sys.argv[1]))

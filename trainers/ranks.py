@@ -13,13 +13,17 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from trainers.lifetime import PARENT, end_with_parent
 
 ROOT = Path(__file__).resolve().parent.parent
 BAD_INPUT = 2
+LOST = 3
+"""Exit code of a rank that another one left alone."""
 POLL_SECONDS = 0.1
 PATIENCE_SECONDS = 3.0
 """How long the others may take to end by themselves, once one has failed."""
@@ -49,11 +53,14 @@ def run_ranks(num_ranks: int, words: Sequence[str], *, logs: Path, environment: 
     if failed is None:
         return 0
     code = ranks[failed].returncode
-    if failed > 0:
-        said = _last_lines(logs / f"rank-{failed}.log")
-        sys.stderr.write(f"rank {failed} of {num_ranks} ended with code {code}; its last lines:\n{said}\n")
-    elif code < 0:
-        sys.stderr.write(f"rank 0 of {num_ranks} was ended by {signal.Signals(-code).name}\n")
+    log = logs / f"rank-{failed}.log"
+    if code < 0:
+        way_out = "the same command goes on from the newest checkpoint"
+        sys.stderr.write(f"rank {failed} of {num_ranks} was killed ({signal.Signals(-code).name}); {way_out}\n")
+    elif failed > 0:
+        said = _last_lines(log)
+        told = f"its last lines:\n{said}" if said else f"it said nothing in {log}"
+        sys.stderr.write(f"rank {failed} of {num_ranks} ended with code {code}; {told}\n")
     return code if code > 0 else 128 - code
 
 
@@ -84,6 +91,19 @@ def meeting_place(num_ranks: int) -> tuple[object, dict[str, str]]:
     }
 
 
+def is_lost(error: BaseException) -> bool:
+    """Return whether an error says that another rank is gone, as gloo and the store of ranks word it."""
+    said = str(error).lower()
+    return any(word in said for word in ("gloo", "connection closed by peer", "connection reset", "broken pipe"))
+
+
+def note_lost(error: BaseException, log: Path, *, rank: int) -> str:
+    """Append an error with its traceback to a rank's log, and return in a line what happened."""
+    with suppress(OSError), log.open("a") as file:
+        traceback.print_exception(error, file=file)
+    return f"rank {rank} lost another rank, and ends; its traceback: {log}"
+
+
 def _start(rank: int, words: Sequence[str], *, logs: Path, environment: Mapping[str, str]) -> subprocess.Popen:
     own = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank), PARENT: str(os.getpid())}
     command = [sys.executable, "-m", *words]
@@ -94,12 +114,20 @@ def _start(rank: int, words: Sequence[str], *, logs: Path, environment: Mapping[
 
 
 def _failed(ranks: Sequence[subprocess.Popen]) -> int | None:
-    """Return the rank to blame, None if none failed: one with bad input before those that lost their partner."""
+    """Return the rank to blame, None if none failed.
+
+    One with bad input comes before one that was killed, that before others, and last are those that lost a partner.
+    """
     deadline = time.monotonic() + PATIENCE_SECONDS
     while any(rank.poll() is None for rank in ranks) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
-    codes = [(rank.poll() != BAD_INPUT, number) for number, rank in enumerate(ranks) if rank.poll()]
+    codes = [(_blame(code), number) for number, rank in enumerate(ranks) if (code := rank.poll())]
     return min(codes)[1] if codes else None
+
+
+def _blame(code: int) -> int:
+    """Return a failed rank's place among those to blame, by its exit code; 0 is the first."""
+    return 0 if code == BAD_INPUT else 1 if code < 0 else 3 if code == LOST else 2
 
 
 def _stop(ranks: Sequence[subprocess.Popen]) -> None:

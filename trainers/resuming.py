@@ -21,21 +21,41 @@ MAY_DIFFER = (
     "qk_clip_threshold", "checkpoint_every",
 )  # fmt: skip
 """What a run that goes on from another's checkpoint may have otherwise."""
+WAY_OUT = f"delete that checkpoint's {RECORD} to go on from the one before"
+TOLD = {"run": str, "step": int, "config": dict, "files": dict}
+"""What every record tells; of none is nothing told."""
+TOLD_TO_GO_ON = {"plan": str, "reads": list, "loader": dict, "layout": dict}
+"""What the record of a trained checkpoint tells besides."""
 
 
 def newest_record(store: Store, run: str) -> dict | None:
-    """Return the record of the newest published checkpoint of a run, None if there is none."""
+    """Return the record of the newest published checkpoint of a run, None if there is none. Raises CheckpointError."""
     prefix = f"{checkpoint_key(run, 0).rpartition('/')[0]}/"
     keys = [info.key for info in store.list(prefix) if info.key.endswith(f"/{RECORD}")]
-    return json.loads(store.get(max(keys))) if keys else None
+    return read_record(store, max(keys).removesuffix(f"/{RECORD}")) if keys else None
 
 
 def read_record(store: Store, key: str) -> dict:
-    """Return the record of a checkpoint. Raises CheckpointError where none is published under `key`."""
+    """Return the record of a checkpoint. Raises CheckpointError: none is published under `key`, or it is broken."""
     try:
-        return json.loads(store.get(f"{key}/{RECORD}"))
+        data = store.get(f"{key}/{RECORD}")
     except ObjectNotFoundError:
         raise CheckpointError(f"{key} is no published checkpoint: it has no {RECORD}; name one that has") from None
+    try:
+        record = json.loads(data)
+    except ValueError as error:
+        raise CheckpointError(f"{key}/{RECORD} is broken, no JSON ({error}); {WAY_OUT}") from None
+    _check_told(key, record, TOLD)
+    return record
+
+
+def _check_told(key: str, record: Any, kinds: Mapping[str, type]) -> None:
+    """Raise CheckpointError naming what a record should tell and does not."""
+    for name, kind in kinds.items():
+        value = record.get(name) if isinstance(record, dict) else None
+        if not isinstance(value, kind) or isinstance(value, bool) or value == {}:
+            found = f"tells {name} as {value!r}" if value is not None else f"does not tell {name!r}"
+            raise CheckpointError(f"{key}/{RECORD} is broken: it {found}; {WAY_OUT}")
 
 
 def source_of(store: Store, run: str, config: TrainConfig) -> tuple[str, dict] | None:
@@ -56,6 +76,9 @@ def check_source(key: str, record: Mapping, *, config: Mapping, num_ranks: int, 
         plan: the one that the config names.
     """
     options: dict[str, Any] = {"num_ranks": num_ranks, "tokenizer": plan.tokenizer}
+    if record["step"]:  # at step 0 stands what was imported, which `check_continuable` refuses by what it lacks
+        _check_told(key, record, TOLD_TO_GO_ON)
+        _check_told(key, {"layout.ranks": record["layout"].get("ranks")}, {"layout.ranks": int})
     if key != config.get("continues"):
         check_resumable(record, config=config, **options)
         return

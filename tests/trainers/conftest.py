@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,10 +28,19 @@ from trainers.resuming import newest_record
 ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
 
-@pytest.fixture(scope="session")
-def lake(tmp_path_factory) -> LocalStore:
-    """The small corpus in a folder, every dataset registered where it lies."""
+@pytest.fixture(scope="module")
+def lake(first_lake, tmp_path_factory) -> LocalStore:
+    """The small corpus in a folder, indexed; each file of tests has a copy of its own for plans, runs and names."""
     folder = tmp_path_factory.mktemp("lake")
+    for part in ("raw", "k25"):
+        shutil.copytree(first_lake / part, folder / part)
+    return LocalStore(str(folder))
+
+
+@pytest.fixture(scope="session")
+def first_lake(tmp_path_factory) -> Path:
+    """Every dataset registered where it lies: in this folder."""
+    folder = tmp_path_factory.mktemp("first-lake")
     store = LocalStore(str(folder))
     build(store, folder / "wheels", small=True, progress=lambda done, total, what: None)
     more = [{"key": name, "text": f"{name} counts the stones. " * 1000} for name in ("Ada", "Emmy")]
@@ -38,7 +48,7 @@ def lake(tmp_path_factory) -> LocalStore:
     for dataset in DATASETS:
         register(store, Registration(**{**dataset, "uri": f"{folder}/{dataset['uri']}"}))
         index_dataset(store, str(dataset["name"]))
-    return store
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,10 @@
 """A checkpoint is there when its record is, is what its record says, and is all that a run needs to go on."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,18 +13,20 @@ from typing import Any
 import pytest
 import torch
 
-from k25_pipelines.errors import CheckpointError
+from k25_pipelines.errors import CheckpointError, RunError
 from k25_pipelines.storage.local import LocalStore
-from k25_pipelines.storage.store import Store
+from k25_pipelines.storage.store import ObjectInfo, Store, open_store
 from tests.trainers.conftest import as_one_rank, toy_config, train
 from trainers import checkpoint
 from trainers.checkpoint import load_modules, load_weights, restore, save_checkpoint
-from trainers.config import TrainConfig, checkpoint_key, plain
+from trainers.config import Run, TrainConfig, checkpoint_key, plain
 from trainers.engine import Engine, rank_of_file
 from trainers.interchange.npz import npz_parts
 from trainers.model.kimi_k25 import KimiK25
-from trainers.pretrain import build_model
+from trainers.pretrain import build_model, checked_plan
+from trainers.ranks import ROOT
 from trainers.resuming import check_resumable, newest_record, read_record
+from trainers.run_lock import check_unlocked, locked
 
 FILES = [
     "engine/mp_rank_00_model_states.pt",
@@ -97,7 +102,9 @@ def changed_record(lake: Store, key: str, **changes: Any) -> None:
 def small_record(config: TrainConfig, run: str) -> dict:
     """As much of a record as saving and restoring read."""
     layout = {"ranks": 1, "threads": 1}
-    return {"run": run, "step": 1, "plan": config.plan, "segments": [], "config": plain(config), "layout": layout}
+    facts = {"run": run, "stage": "warmup", "step": 1, "plan": config.plan, "segments": [], "layout": layout}
+    facts |= {"step_range": [0, 1], "reads": [], "parent": None}  # lineage reads these of every record
+    return {**facts, "config": plain(config)}
 
 
 def restored(engine: Engine, lake: Store, config: TrainConfig, run: str, work: Path) -> dict | None:
@@ -165,11 +172,11 @@ def test_a_published_step_is_not_saved_again(lake, config, engine, tmp_path):
     assert {info.key: info for info in lake.list(key)} == before
 
 
-@pytest.mark.parametrize("name", FILES[:3])
+@pytest.mark.parametrize("name", FILES)
 def test_a_file_that_is_not_what_the_record_says_stops_the_resume_by_name(lake, config, whole, tmp_path, name):
     key = copied(lake, whole, "harmed")
     data, expected = lake.get(f"{key}/{name}"), whole["files"][name][:12]
-    lake.put(f"{key}/{name}", data[:-1] + bytes([data[-1] ^ 1]))
+    lake.put(f"{key}/{name}", data[:-1] + bytes([data[-1] ^ 1]) if data else b"\n")
     with pytest.raises(CheckpointError, match=rf"{key}/{name} has SHA-256 \w+\.\., its record says {expected}"):
         train(lake, config, "harmed", tmp_path)
     lake.delete(f"{key}/{name}")
@@ -293,3 +300,123 @@ def test_large_weights_are_saved_as_several_files_and_are_the_same(lake, config,
 def test_each_file_of_the_engine_is_uploaded_by_the_rank_that_wrote_it():
     partitions = [f"engine/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (0, 1, 12)]
     assert [rank_of_file(name) for name in [*FILES, *partitions]] == [0] * len(FILES) + [0, 1, 12]
+
+
+class Beside(LocalStore):
+    """A store in which another process saves the same step meanwhile."""
+
+    meanwhile = staticmethod(lambda store, key: None)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """List, after what the other did, once there is something to list."""
+        if (self.root / prefix / "weights.npz").exists():
+            self.meanwhile(self, prefix)
+        return super().list(prefix)
+
+    def put_new(self, key: str, data: bytes) -> None:
+        """Write, after what the other did."""
+        if self.meanwhile is Beside.meanwhile:
+            super().put_new(key, b"{}")
+        super().put_new(key, data)
+
+
+def gone(store: LocalStore, prefix: str) -> None:
+    store.delete(f"{prefix}weights.npz")
+
+
+def other(store: LocalStore, prefix: str) -> None:
+    store.put(f"{prefix}timings.jsonl", b"of another")
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "said"),
+    [
+        (gone, "is not published: weights.npz is gone again since it was uploaded"),
+        (other, "is not published: timings.jsonl was overwritten since it was uploaded"),
+        (None, "was published by another process while this one saved it"),
+    ],
+)
+def test_two_that_save_one_step_publish_no_record_of_files_that_are_not_theirs(
+    lake, config, engine, tmp_path, meanwhile, said
+):
+    store, run = Beside(lake.url), f"beside-{getattr(meanwhile, '__name__', 'published')}"
+    if meanwhile:
+        store.meanwhile = meanwhile
+    with pytest.raises(CheckpointError, match=f"{said}; another process seems to train this run"):
+        save_checkpoint(engine, store, small_record(config, run), lines=lines([]), work=tmp_path)
+    record = f"{checkpoint_key(run, 1)}/record.json"
+    assert (lake.root / record).exists() == (meanwhile is None)
+    lake.delete(record)
+
+
+@pytest.mark.parametrize("lost", FILES)
+def test_a_record_is_not_published_without_each_file_that_should_be_there(
+    lake, config, engine, tmp_path, monkeypatch, lost
+):
+    upload = checkpoint._upload
+    monkeypatch.setattr(
+        checkpoint, "_upload", lambda *a, **k: {name: told for name, told in upload(*a, **k).items() if name != lost}
+    )
+    with pytest.raises(CheckpointError, match=f"is not published: {lost} was not saved"):
+        save_checkpoint(engine, lake, small_record(config, "hollow"), lines=lines([]), work=tmp_path)
+    assert newest_record(lake, "hollow") is None
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"{}", "does not tell 'run'"),
+        (b'{"run": "x", "ste', r"no JSON \(Unterminated string"),
+        (b'{"run": "x", "step": "4"}', "tells step as '4'"),
+        (b'{"run": "x", "step": 4, "config": {"a": 1}, "files": {}}', "tells files as {}"),
+    ],
+)
+def test_a_broken_record_is_named_with_the_way_out(lake, config, one_rank, tmp_path, data, said):
+    key = checkpoint_key("broken-record", 4)
+    lake.put(f"{key}/record.json", data)
+    try:
+        with pytest.raises(CheckpointError, match=f"{key}/record.json is broken.*{said}.*delete that checkpoint's rec"):
+            train(lake, config, "broken-record", tmp_path)
+    finally:
+        lake.delete(f"{key}/record.json")
+
+
+@pytest.mark.parametrize("name", ["layout", "reads", "loader"])
+def test_a_record_that_lacks_what_a_run_needs_to_go_on_is_named(lake, config, whole, tmp_path, name):
+    key = copied(lake, whole, "lacking")
+    changed_record(lake, key, **{name: None})
+    with pytest.raises(CheckpointError, match=f"{key}/record.json is broken: it does not tell '{name}'; delete"):
+        train(lake, config, "lacking", tmp_path)
+
+
+def test_pictures_may_start_from_a_checkpoint_of_another_tokenizer(lake, config, one_rank, tmp_path):
+    joint = toy_config(lake, "joint")
+    first = train(lake, replace(joint, steps=1), "pictures", tmp_path)
+    key = copied(lake, first, "pictures-in-other-words")
+    changed_record(lake, key, tokenizer="ab12")
+    store, other = open_store(lake.url), replace(joint, initial={"vision": key, "projector": key})
+    run = Run(config=other, store=lake.url, run="seeing", work=str(tmp_path))
+    assert checked_plan(run, store, num_ranks=1).id == joint.plan
+
+
+def test_a_second_process_on_a_run_is_refused_by_the_number_of_the_first(lake, config, one_rank, tmp_path):
+    with (
+        locked(tmp_path / "held", run="held"),
+        pytest.raises(RunError, match=f"run held is being trained already, by process {os.getpid()}, which holds"),
+    ):
+        train(lake, config, "held", tmp_path)
+    train(lake, replace(config, steps=1), "held", tmp_path)
+
+
+def test_a_lock_is_free_once_its_process_is_killed(tmp_path):
+    words = "import sys, time; from pathlib import Path; from trainers.run_lock import locked\n"
+    words += f"with locked(Path({str(tmp_path)!r}), run='r'):\n    print('held', flush=True); time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", words], stdout=subprocess.PIPE, cwd=ROOT)
+    assert holder.stdout is not None
+    with holder, holder.stdout:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(RunError, match=f"by process {holder.pid}, which holds {tmp_path}/run.lock"):
+            check_unlocked(tmp_path, run="r")
+        holder.kill()
+        holder.wait()
+    check_unlocked(tmp_path, run="r")

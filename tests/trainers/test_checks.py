@@ -128,3 +128,20 @@ def test_a_config_that_does_not_fit_its_plan_is_refused_before_a_model_is_built(
     monkeypatch.setattr(pretrain, "KimiK25", None)
     with as_one_rank(), pytest.raises(ValueError, match=named):
         pretrain.main(Run(config=config, store=lake.url, run="unfit", work=str(tmp_path)))
+
+
+def test_ranks_that_never_have_a_pack_are_told(lake):
+    config = toy_config(lake, "joint")
+    run, plan = Run(config=config, store=lake.url, run="r", work="w"), open_plan(lake, config.plan)
+    packs = plan.recipe.packs_per_step
+    staged = replace(run, parallel=ParallelConfig(pipeline_stages=2))
+    assert [checks.idle_ranks(run, plan, packs), checks.idle_ranks(staged, plan, 2 * packs)] == [None, None]
+    said = f"3 of {packs + 3} ranks never have a pack: plan {plan.id} has packs_per_step {packs}; start at most {packs}"
+    assert (checks.idle_ranks(run, plan, packs + 3) or "").startswith(said)
+
+
+def test_far_more_threads_than_cores_are_refused(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    checks.check_machine(replace(RUN, threads=8))
+    with pytest.raises(ValueError, match="threads is 9; it must be at most 8 on this machine's 2 cores"):
+        checks.check_machine(replace(RUN, threads=9))

@@ -23,7 +23,7 @@ from trainers.interchange.lora import (
     read_adapters,
     write_adapters,
 )
-from trainers.interchange.lora_config import LoraConfig
+from trainers.interchange.lora_config import TARGETS, LoraConfig, check_lora
 from trainers.model.kimi_k25 import KimiK25
 
 LORA = LoraConfig(rank=4, alpha=8.0)
@@ -161,6 +161,8 @@ def test_an_export_holds_adapters_alone_or_merged_into_a_whole_model(tmp_path):
     [
         ({"rank": 0}, "lora.rank is 0; it must be at least 1"),
         ({"alpha": 0.0}, "lora.alpha is 0.0; it must be above 0"),
+        ({"alpha": float("inf")}, "lora.alpha is inf; it must be above 0 and finite"),
+        ({"alpha": float("nan")}, "lora.alpha is nan; it must be above 0 and finite"),
         ({"targets": ("mlp", "heads")}, "lora.targets has heads; it is some of attention, mlp, projector"),
         ({"targets": ()}, "lora.targets is empty"),
     ],
@@ -168,6 +170,40 @@ def test_an_export_holds_adapters_alone_or_merged_into_a_whole_model(tmp_path):
 def test_adapters_that_cannot_be_are_refused_by_field(changes, said):
     with pytest.raises(ValueError, match=said):
         add_adapters(KimiK25(CONFIG), dataclasses.replace(LORA, **changes))
+
+
+@pytest.mark.parametrize("targets", [("attention",), ("mlp",), ("projector",), tuple(TARGETS)], ids=str)
+@pytest.mark.parametrize(
+    "config",
+    [
+        tiny(),
+        tiny(q_rank=None, kv_rank=40),
+        tiny(dense_layers=0, shared_experts=3),
+        tiny(experts=0, mlp=11, q_rank=7),
+        tiny(shared_experts=0, mlp=90),
+    ],
+    ids=["whole", "plain queries", "shared", "dense", "routed alone"],
+)
+def test_a_rank_above_a_layers_smaller_side_is_refused_by_that_layer_before_anything_is_changed(config, targets):
+    model = KimiK25(config)
+    sides = {name: min(layer.weight.shape) for name, layer in linear_layers(model, targets)}
+    most = min(sides.values())
+    chosen = LoraConfig(rank=most + 1, targets=targets)
+    names, said = list(model.state_dict()), f"lora.rank is {most + 1}; it must be at most {most}, the smaller side of "
+    with pytest.raises(ValueError, match=f"^{said}") as refused:
+        add_adapters(model, chosen)
+    assert sides[str(refused.value).removeprefix(said)] == most
+    assert list(model.state_dict()) == names
+    with pytest.raises(ValueError, match=f"^{said}"):
+        check_lora(chosen, config)
+    check_lora(dataclasses.replace(chosen, rank=most), config)
+    add_adapters(model, dataclasses.replace(chosen, rank=most))
+
+
+def linear_layers(model: KimiK25, targets: tuple[str, ...]) -> list[tuple[str, torch.nn.Linear]]:
+    ends = tuple(f".{name}" for word in targets for name in TARGETS[word])
+    found = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)]
+    return [(name, layer) for name, layer in found if name.endswith(ends) and not name.startswith("vision.")]
 
 
 def test_adapters_for_a_module_that_the_model_lacks_are_refused():

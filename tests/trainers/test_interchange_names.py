@@ -169,7 +169,7 @@ def test_the_released_codes_own_keys_are_enough_for_the_tower():
     [
         ({"text_config": {"topk_group": 4}}, "topk_group is 4; this model has 1 only"),
         ({"text_config": {"rope_scaling": {"type": "linear", "factor": 2.0}}}, "'linear'; this model knows yarn only"),
-        ({"text_config": {"kv_lora_rank": None}}, "as LanguageConfig: kv_rank is None; expected int"),
+        ({"text_config": {"kv_lora_rank": None}}, "kv_lora_rank is None; it must be a whole number"),
         ({"vision_config": {"merge_kernel_size": [2, 3]}}, "merge_kernel_size is .2, 3.; it must be a square"),
         ({"quantization_config": {"format": "int8"}}, "quantization_config.format is 'int8', not read; unpack"),
     ],

@@ -1,8 +1,10 @@
 """What `k25 train` makes of its options, before anything is trained: config and run file; and its ranks, for real."""
 
 import json
+import os
 import sys
 from dataclasses import replace
+from operator import attrgetter
 
 import pytest
 
@@ -15,8 +17,9 @@ from trainers.config import LoraConfig, Run, TrainConfig, load_run, plain, run_n
 from trainers.interchange.export import export_checkpoint
 from trainers.interchange.importing import import_checkpoint
 from trainers.models import model_config
-from trainers.ranks import run_ranks
+from trainers.ranks import is_lost, note_lost, run_ranks
 from trainers.recipes import PROBE_STEPS
+from trainers.run_lock import locked
 
 VOCAB = 4096
 TINY = tiny(vocab=VOCAB)
@@ -76,15 +79,16 @@ def test_adapters_are_trained_by_adamw_with_twice_their_rank_as_alpha(lake):
 @pytest.mark.parametrize(
     ("field", "words", "value"),
     [
-        ("steps", "12", 12),
+        ("seed", "12", 12),
         ("betas", "0.5,0.75", (0.5, 0.75)),
         ("trainable", "language", ("language",)),
-        ("plan", "123456789012", "123456789012"),
-        ("config.stage", "mine", "mine"),
+        ("model.name", "123456789012", "123456789012"),
+        ("config.warmup_steps", "0", 0),
     ],
 )
 def test_a_field_is_set_from_words(lake, field, words, value):
-    assert getattr(with_fields(changed(lake), {field: words}), field.removeprefix("config.")) == value
+    config = with_fields(changed(lake), {field: words})
+    assert attrgetter(field.removeprefix("config."))(config) == value
 
 
 def test_a_field_of_the_model_is_set_by_its_path(lake):
@@ -97,10 +101,24 @@ def test_a_field_of_the_model_is_set_by_its_path(lake):
     [
         ({"learning_rte": "1"}, "unknown key learning_rte: did you mean learning_rate"),
         ({"model.language.layer": "1"}, r"unknown key model\.language\.layer: did you mean layers"),
-        ({"learning_rate": "fast"}, "learning_rate is 'fast'; expected float"),
+        ({"weight_decay": "fast"}, "weight_decay is 'fast'; expected float"),
         ({"lora.alpha": "1"}, r"--set lora\.alpha: the config has no lora with fields; give --lora RANK first"),
         ({"steps.more": "1"}, r"--set steps\.more: the config has no steps with fields"),
-        ({"learning_rate": "-1"}, r"config\.learning_rate is -1\.0; it must be a number above 0"),
+        ({"gradient_clip": "-1"}, r"config\.gradient_clip is -1\.0; it must be a number above 0"),
+        ({"weight_decay": "NaN"}, "^weight_decay is nan; expected a finite number"),
+        ({"betas": "0.5,Infinity"}, r"^betas\[1\] is inf; expected a finite number"),
+        ({"model.language.routed_scale": "NaN"}, r"^model\.language\.routed_scale is nan; expected a finite"),
+        ({"model.language.rope_theta": "1e999"}, r"^model\.language\.rope_theta is inf; expected a finite"),
+        ({"seed": "1", "config.seed": "2"}, "--set names seed twice"),
+        ({"steps": "4"}, "--set steps: this is said by --steps N"),
+        ({"config.stage": "joint"}, r"--set config\.stage: this is said by the stage itself: k25 train STAGE"),
+        ({"learning_rate": "1"}, "this is said by --learning-rate RATE"),
+        ({"optimizer": "adamw"}, "this is said by --optimizer NAME"),
+        ({"plan": "0"}, "this is said by --plan PLAN"),
+        ({"continues": "a/1"}, "this is said by --continue RUN/STEP"),
+        ({"initial.language": "a/1"}, r"--set initial\.language: this is said by --initial MODULE=RUN/STEP"),
+        ({"initial": "{}"}, "this is said by --initial MODULE=RUN/STEP"),
+        ({"lora.rank": "3"}, "this is said by --lora RANK"),
         ({"model.language.experts_per_token": "9"}, r"experts_per_token is 9; it must be at most experts"),
     ],
 )
@@ -111,10 +129,9 @@ def test_a_field_that_cannot_be_set_is_named(lake, fields, said):
 
 def test_a_plan_of_ones_own_is_taken_and_an_unknown_one_refused(lake):
     other = changed(lake, "vit").plan
-    assert changed(lake, fields={"plan": other}).plan == other
     assert changed(lake, plan=other).plan == other
     with pytest.raises(PlanError, match="0000"):
-        changed(lake, fields={"plan": "0000"})
+        changed(lake, plan="0000")
 
 
 def test_a_stage_starts_from_an_imported_checkpoint_of_any_size(lake, imported):
@@ -243,3 +260,61 @@ def test_when_a_rank_fails_the_others_are_stopped_and_its_own_error_is_shown(ran
     monkeypatch.setattr("trainers.ranks.PATIENCE_SECONDS", 0.5)
     assert ranks("1") == 2
     assert capsys.readouterr().err == "rank 1 of 2 ended with code 2; its last lines:\nerror: bad input\n"
+
+
+@pytest.mark.parametrize("ending", ["signal.SIGKILL", "3"])
+def test_a_rank_that_was_killed_is_named_in_one_line_before_those_that_lost_it(tmp_path, capsys, monkeypatch, ending):
+    """Rank 1 is killed by a signal, or rank 0 by it and rank 1 loses it."""
+    monkeypatch.setattr("trainers.ranks.PATIENCE_SECONDS", 1.0)
+    kill, lose = "os.kill(os.getpid(), signal.SIGKILL)", "sys.exit(3)"
+    body = (lose, kill) if ending == "signal.SIGKILL" else (kill, lose)
+    told = f"import os, signal, sys\nif os.environ['RANK'] == '0':\n    {body[0]}\nelse:\n    {body[1]}\n"
+    (tmp_path / "dying_rank.py").write_text(told)
+    environment = {**dict(launch.os.environ), "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    assert run_ranks(2, ["dying_rank"], logs=tmp_path / "logs", environment=environment) == 137
+    killed = 1 if ending == "signal.SIGKILL" else 0
+    assert capsys.readouterr().err == (
+        f"rank {killed} of 2 was killed (SIGKILL); the same command goes on from the newest checkpoint\n"
+    )
+
+
+def test_what_gloo_says_of_a_lost_rank_is_kept_in_the_log_alone(tmp_path):
+    error = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4242")
+    assert is_lost(error)
+    assert not is_lost(RuntimeError("size mismatch"))
+    log = tmp_path / "rank-0.log"
+    assert note_lost(error, log, rank=0) == f"rank 0 lost another rank, and ends; its traceback: {log}"
+    assert "pair.cc:534" in log.read_text()
+
+
+@pytest.mark.parametrize("path", ["/proc/x.json", "{folder}"])
+def test_a_run_file_that_cannot_be_written_is_one_line(lake, monkeypatch, capsys, tmp_path, path):
+    path = path.format(folder=tmp_path)
+    words = ["launch", "warmup", "--scale", "toy", "--store", lake.url, "--write", path]
+    monkeypatch.setattr(sys, "argv", words)
+    assert launch.main() == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"k25 train: --write {path}: ")
+    assert said.endswith("; name a file that can be written\n")
+
+
+def test_a_run_that_is_trained_already_is_refused_before_its_files_are_written(lake, monkeypatch, capsys, tmp_path):
+    run = run_of(lake, monkeypatch, capsys, "warmup", "--scale", "toy")
+    assert isinstance(run, Run)
+    work = tmp_path / "work"
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(plain(replace(run, work=str(work)))))
+    words = ["launch", "warmup", "--store", lake.url, "--config", str(path)]
+    monkeypatch.setattr(sys, "argv", words)
+    with locked(work, run=run.run):
+        assert launch.main() == 2
+    said = f"k25 train: run {run.run} is being trained already, by process {os.getpid()}, which holds {work}/run.lock"
+    assert capsys.readouterr().err.startswith(said)
+    assert [each.name for each in work.iterdir()] == ["run.lock"]
+
+
+def test_more_threads_than_cores_can_run_are_refused(lake, monkeypatch, capsys):
+    words = ["launch", "warmup", "--scale", "toy", "--store", lake.url, "--threads", "100000"]
+    monkeypatch.setattr(sys, "argv", words)
+    assert launch.main() == 2
+    assert capsys.readouterr().err.startswith("k25 train: threads is 100000; it must be at most ")

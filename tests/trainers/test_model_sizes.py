@@ -1,7 +1,8 @@
 """Named models weigh what their published shapes give, and sizes that cannot work are refused by field."""
 
+import re
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
@@ -95,12 +96,30 @@ def test_an_unknown_model_is_refused_and_the_known_ones_named():
         ("dense_layers", -1, "0 to 1 of 2 layers"),
         ("routed_scale", 0.0, "above 0"),
         ("balance_rate", -0.1, "0 \\(never balanced\\) or more"),
+        ("balance_rate", 1.5, "0 \\(never balanced\\) or more, and at most 1: scores lie between 0 and 1"),
+        ("routed_scale", 1e30, "above 0 and at most 1e\\+06"),
+        ("rope_theta", 1e300, "above 1 and at most 1e\\+12"),
+        ("yarn_factor", 1e300, "at least 1: it only stretches a context, and at most 8.38861e\\+06: positions end"),
+        ("context", 10**400, "at most 2147483647"),
+        ("width", 2**31, "at most 2147483647"),
+        ("experts", 2**31, "0 for a dense model"),
+        ("shared_experts", 2**31, "0 or more"),
     ],
 )
 def test_a_decoder_that_cannot_work_is_refused_by_field(field, value, said):
     config = replace(TOY, language=replace(TOY.language, **{field: value}))
-    with pytest.raises(ValueError, match=rf"^model toy: language\.{field} is {value}; it must be {said}"):
+    with pytest.raises(
+        ValueError, match=rf"^model toy: language\.{field} is {re.escape(str(value))}; it must be {said}"
+    ):
         KimiK25(config)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("field", [each.name for each in fields(LanguageConfig) if each.type is float])
+def test_what_is_no_finite_number_is_refused_by_field(field, value):
+    config = replace(TOY, language=replace(TOY.language, **{field: value}))
+    with pytest.raises(ValueError, match=rf"^model toy: language\.{field} is {value}; it must be "):
+        check_model(config)
 
 
 @pytest.mark.parametrize(

@@ -175,3 +175,42 @@ def test_a_loss_spike_is_kept_and_said_with_its_samples_and_the_way_out(lake, on
     worst = f"{spike['samples'][0]['dataset']}/{spike['samples'][0]['key']}"
     assert f"k25 plan fork {config.plan} --at-step 10 --without {worst} --reason WHY prints the plan FORK" in said
     assert "then k25 train warmup --continue spiky/00000010 --plan FORK" in said
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_are_not_published(lake, one_rank, tmp_path, monkeypatch, value):
+    config, take = toy_config(lake, "warmup", checkpoint_every=2), pretrain.train_step
+
+    def spoilt(engine: Engine, *given: Any, step: int, **named: Any) -> Step:
+        taken = take(engine, *given, step=step, **named)
+        if step == 3:
+            cast(KimiK25, engine.model).language.norm.weight.data[0] = value
+        return taken
+
+    monkeypatch.setattr(pretrain, "train_step", spoilt)
+    run = f"rotten-{value}"
+    said = f"step 3 of run {run}: the weight language.norm.weight is no finite number after its update. Nothing of"
+    with pytest.raises(K25Error, match=said):
+        train(lake, config, run, tmp_path)
+    newest = newest_record(lake, run)
+    assert newest is not None
+    assert newest["step"] == 2
+
+
+def test_a_probe_that_is_no_number_stops_the_run_before_its_last_checkpoint(lake, one_rank, tmp_path, monkeypatch):
+    config, probes = toy_config(lake, "warmup", checkpoint_every=2), iter([8.0, math.inf])
+    monkeypatch.setattr(pretrain, "probe_loss", lambda *given: next(probes))
+    with pytest.raises(K25Error, match=f"step {config.steps - 1} of run blind: probe_after is inf. Nothing of this"):
+        train(lake, config, "blind", tmp_path)
+    newest = newest_record(lake, "blind")
+    assert newest is not None
+    assert newest["step"] == 4
+
+
+def test_what_is_kept_of_a_stop_is_json(lake, one_rank, tmp_path, monkeypatch):
+    config = toy_config(lake, "warmup")
+    monkeypatch.setattr(Engine, "update", lambda engine, rate: math.inf)
+    with pytest.raises(K25Error, match="the norm of the gradient is inf"):
+        train(lake, config, "strict", tmp_path)
+    told = json.loads((tmp_path / "strict" / "stopped.json").read_text(), parse_constant=pytest.fail)
+    assert (told["why"], told["norm"]) == ("the norm of the gradient is inf", "inf")

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import deepspeed.ops  # noqa: F401  here, so that a server of forks has it
@@ -79,12 +80,14 @@ def train_all(path: str) -> None:
 
 
 def die_writing(words: str) -> None:
-    """Let this process be killed when it would write an object whose key holds `words`."""
+    """Let this process be killed when it would write an object whose key holds `words`, and half of it is there."""
     for name in ("put", "put_new"):
         write = getattr(LocalStore, name)
 
         def dying(store: LocalStore, key: str, *given: object, write=write, **named: object) -> object:
             if words in key:
+                while not list(store.list(f"{key.split('/engine/')[0].removesuffix('/record.json')}/")):
+                    time.sleep(0.01)  # for the other rank's first object
                 os.kill(os.getpid(), signal.SIGKILL)
             return write(store, key, *given, **named)
 

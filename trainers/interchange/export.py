@@ -15,28 +15,32 @@ from torch import Tensor, nn
 
 from k25_pipelines.commands.parts import progress_bar
 from k25_pipelines.errors import CheckpointError, K25Error
-from k25_pipelines.lineage_tables import checkpoint_key
 from k25_pipelines.plan.size import PROFILES, Profile
-from k25_pipelines.planning import open_plan
-from k25_pipelines.sample.tokens import Tokenizer, load_tokenizer
+from k25_pipelines.sample.tokens import Tokenizer
 from k25_pipelines.storage.store import Store, open_store
-from trainers.checkpoint import RECORD, read_record
-from trainers.config import ModelConfig, parse
+from trainers.config import ModelConfig
 from trainers.interchange import lora
 from trainers.interchange.card import LINEAGE, left_out, lineage_of, model_card
 from trainers.interchange.folder import new_folder
 from trainers.interchange.lora_config import LoraConfig
+from trainers.interchange.opening import Told, check_fit, find, open_found, types_of
 from trainers.interchange.processor_files import processor_files
 from trainers.interchange.published_config import published_config
-from trainers.interchange.shards import SHARD_BYTES, Progress, index_of, plan_shards, sha256_of, write_shards
-from trainers.interchange.weights import Held, Weights, open_weights, weights_digest
+from trainers.interchange.shards import (
+    SHARD_BYTES,
+    Progress,
+    check_shards,
+    index_of,
+    plan_shards,
+    sha256_of,
+    write_shards,
+)
+from trainers.interchange.weights import Held, Weights, weights_digest
 from trainers.lifetime import end_with_parent
 from trainers.model.kimi_k25 import KimiK25
 from trainers.models import MODELS
 
 DTYPES = ("float32", "bfloat16", "float16")
-ALWAYS_FLOAT32 = "e_score_correction_bias"
-"""The bias that chooses experts moves by less than a narrow type can tell."""
 
 
 def export_checkpoint(
@@ -68,38 +72,54 @@ def export_checkpoint(
     Raises:
         K25Error: no such checkpoint or tokenizer, the folder is there, or the layout has no place for the model.
     """
-    key = _key(store, checkpoint)
-    record = read_record(store, key)
-    config = parse(ModelConfig, record["config"]["model"])
-    words, profile = _tokenizer(store, record, tokenizer), _profile(store, record)
-    said = {"dtype": dtype or record.get("published", {}).get("dtype", "float32"), "dtype_of": _types(record, dtype)}
+    told = find(store, checkpoint, dtype=dtype, tokenizer=tokenizer)
     with new_folder(folder) as aside:
         progress(0, 1, "reading")
-        lineage = lineage_of(record, key) | {"tokenizer": words.digest}
-        weights: Weights = open_weights(store, key, record["files"])
-        adapters = _adapters(key, record, weights, merge=merge)
-        if adapters and not merge:
-            return _write_adapters(aside, lora.read_state(weights), config, adapters=adapters, lineage=lineage)
-        weights = lora.Merged(weights, adapters) if adapters else weights
-        known = {"tokenizer": words, "profile": profile, "lineage": lineage, **said}
-        return write_model(aside, weights, config, **known, shard_bytes=shard_bytes, progress=progress)
+        weights, adapters = open_found(store, told, merge=merge)
+        if adapters:
+            return _write_adapters(aside, lora.read_state(weights), adapters=adapters, told=told)
+        known = {"tokenizer": told.tokenizer, "profile": told.profile, "dtype": told.dtype, "dtype_of": told.dtype_of}
+        known |= {"lineage": lineage_of(told.record, told.key), "shard_bytes": shard_bytes, "progress": progress}
+        return write_model(aside, weights, told.config, **known)
 
 
-def dry_run(store: Store, named: str, *, dtype: str | None = None, shard_bytes: int = SHARD_BYTES) -> dict[str, Any]:
-    """Return the index that an export would write, from shapes alone: no weight is read or made.
+def dry_run(
+    store: Store,
+    named: str,
+    *,
+    dtype: str | None = None,
+    tokenizer: str | None = None,
+    merge: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress = lambda done, total, what: None,
+) -> dict[str, Any]:
+    """Return the index of the weights that an export would write.
+
+    Of a checkpoint all is done but the writing, so that what an export refuses is refused. Of a model that is only
+    named there are no weights, and the shapes tell.
 
     Args:
-        store: the lake.
         named: a checkpoint's key, or a model's name.
-        dtype: one of DTYPES; None is that of the export.
-        shard_bytes: most bytes of a file of weights.
+        store, dtype, tokenizer, merge, shard_bytes, progress: as `export_checkpoint` takes them.
+
+    Raises:
+        K25Error: as `export_checkpoint`.
     """
-    record = {} if named in MODELS else read_record(store, _key(store, named))
-    config = MODELS.get(named) or parse(ModelConfig, record["config"]["model"])
-    with torch.device("meta"):
-        shapes = {name: tuple(value.shape) for name, value in sorted(KimiK25(config).state_dict().items())}
-    types = _types(record, dtype)
-    return index_of(plan_shards(shapes, dtype_of=types, shard_bytes=shard_bytes), types)
+    if named in MODELS:
+        if merge:
+            raise CheckpointError(f"{named} is a model's name, and has no adapters to merge; leave out --merge")
+        with torch.device("meta"):
+            shapes = {name: tuple(value.shape) for name, value in sorted(KimiK25(MODELS[named]).state_dict().items())}
+        types = types_of({}, dtype)
+        return index_of(plan_shards(shapes, dtype_of=types, shard_bytes=shard_bytes), types)
+    told = find(store, named, dtype=dtype, tokenizer=tokenizer)
+    progress(0, 1, "reading")
+    weights, adapters = open_found(store, told, merge=merge)
+    if adapters:
+        return lora.index_of_adapters(lora.read_state(weights))
+    published_config(told.config, told.tokenizer.special, dtype=told.dtype)
+    check_fit(told.config, told.tokenizer, told.profile)
+    return check_shards(weights, dtype_of=told.dtype_of, shard_bytes=shard_bytes, progress=progress)
 
 
 def export_model(model: nn.Module, config: ModelConfig, tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
@@ -124,7 +144,7 @@ def write_model(
     progress: Progress = lambda done, total, what: None,
 ) -> dict[str, Any]:
     """Write all files of the released layout into a folder that exists, and return the lineage that stands there."""
-    _check_fit(config, tokenizer, profile)
+    check_fit(config, tokenizer, profile)
     own = json.dumps(published_config(config, tokenizer.special, dtype=dtype), indent=2) + "\n"
     context = int(config.language.context * config.language.yarn_factor)
     files = processor_files(tokenizer, profile, context=context, has_vision=config.vision is not None)
@@ -144,77 +164,21 @@ def write_model(
     return told
 
 
-def _write_adapters(
-    folder: Path, state: Mapping[str, Tensor], config: ModelConfig, *, adapters: LoraConfig, lineage: Mapping[str, Any]
-) -> dict[str, Any]:
+def _write_adapters(folder: Path, state: Mapping[str, Tensor], *, adapters: LoraConfig, told: Told) -> dict[str, Any]:
+    lineage = lineage_of(told.record, told.key) | {"tokenizer": told.tokenizer.digest}
     parent = lineage["parent"]
     base = parent if isinstance(parent, str) else ", ".join(parent or ())
     lora.write_adapters(folder, state, adapters, base=base)
     sums = {name: sha256_of(folder / name) for name in (lora.CONFIG, lora.WEIGHTS)}
     digest = weights_digest(lora.adapters_of(state))
-    told = {**lineage, "weights": digest, "dtype": "float32", "left_out": ["the model's own weights"], "files": sums}
-    _write_lineage(folder, config, told, is_adapter=True)
-    return told
+    said = {**lineage, "weights": digest, "dtype": "float32", "left_out": ["the model's own weights"], "files": sums}
+    _write_lineage(folder, told.config, said, is_adapter=True)
+    return said
 
 
 def _write_lineage(folder: Path, config: ModelConfig, lineage: Mapping[str, Any], *, is_adapter: bool = False) -> None:
     (folder / LINEAGE).write_text(json.dumps(lineage, indent=1) + "\n")
     (folder / "README.md").write_text(model_card(config, lineage, is_adapter=is_adapter))
-
-
-def _adapters(key: str, record: Mapping, weights: Weights, *, merge: bool) -> LoraConfig | None:
-    if not lora.has_adapters(weights.shapes):
-        if merge:
-            raise CheckpointError(f"{key} has no adapters to merge; leave out --merge")
-        return None
-    told = record["config"].get("lora")
-    if not told:
-        raise CheckpointError(f"{key} has adapters, and its config has no `lora` to say their scale; train it anew")
-    return parse(LoraConfig, told, "config.lora.")
-
-
-def _types(record: Mapping, dtype: str | None) -> Callable[[str], torch.dtype]:
-    """Return the type of each tensor: as it was imported, or one for all but what must be float32."""
-    if dtype is None and "published" in record:
-        known = record["published"]
-        return lambda name: getattr(torch, known["others"].get(name, known["dtype"]))
-    chosen = getattr(torch, dtype or "float32")
-    return lambda name: torch.float32 if name.endswith(ALWAYS_FLOAT32) else chosen
-
-
-def _key(store: Store, told: str) -> str:
-    ending = f"/{RECORD}"
-    keys = [info.key for info in store.list("k25/checkpoints/")]
-    return checkpoint_key(told, [key.removesuffix(ending) for key in keys if key.endswith(ending)])
-
-
-def _tokenizer(store: Store, record: Mapping, name: str | None) -> Tokenizer:
-    if name is None and record.get("plan"):
-        name = open_plan(store, record["plan"]).tokenizer
-    name = name or record.get("tokenizer")
-    if name is None:
-        raise CheckpointError(
-            "the checkpoint names no plan and no tokenizer; name one with --tokenizer, such as default"
-        )
-    return load_tokenizer(name, store)
-
-
-def _profile(store: Store, record: Mapping) -> Profile:
-    return PROFILES[open_plan(store, record["plan"]).profile if record.get("plan") else "kimi_k25"]
-
-
-def _check_fit(config: ModelConfig, tokenizer: Tokenizer, profile: Profile) -> None:
-    if tokenizer.num_tokens > config.language.vocab:
-        raise CheckpointError(
-            f"the tokenizer has {tokenizer.num_tokens} tokens, the model's vocab is {config.language.vocab}; "
-            "name the tokenizer it was trained with"
-        )
-    vision = config.vision
-    if vision and (vision.patch, vision.merge) != (profile.patch, profile.merge):
-        raise CheckpointError(
-            f"model.vision has patch {vision.patch} and merge {vision.merge}, profile {profile.name} "
-            f"{profile.patch} and {profile.merge}; export with the profile it was trained with"
-        )
 
 
 def main() -> int:
@@ -259,7 +223,12 @@ def _export(options: argparse.Namespace) -> str:
 
 
 def _say_plan(options: argparse.Namespace) -> str:
-    index = dry_run(open_store(options.store), options.checkpoint, dtype=options.dtype)
+    asked = {"dtype": options.dtype, "tokenizer": options.tokenizer, "merge": options.merge}
+    if options.checkpoint in MODELS:
+        index = dry_run(open_store(options.store), options.checkpoint, **asked)
+    else:
+        with progress_bar("export") as progress:
+            index = dry_run(open_store(options.store), options.checkpoint, **asked, progress=progress)
     places, size = index["weight_map"], index["metadata"]["total_size"]
     return f"{options.checkpoint}: {len(places)} weights in {len(set(places.values()))} files, {size} bytes"
 

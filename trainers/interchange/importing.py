@@ -28,7 +28,7 @@ from trainers.interchange.card import LINEAGE
 from trainers.interchange.names import places
 from trainers.interchange.npz import PART_BYTES, npz_parts
 from trainers.interchange.packed import Headers, as_unpacked, unpacking
-from trainers.interchange.published_config import model_of
+from trainers.interchange.published_config import check_media_token, model_of
 from trainers.interchange.shards import (
     Progress,
     ShardReader,
@@ -75,6 +75,8 @@ def import_checkpoint(
             f"{folder}: the tokenizer has {words.num_tokens} tokens, config.json's vocab_size is "
             f"{config.language.vocab}; name the model's own with --tokenizer"
         )
+    if words and config.vision:
+        check_media_token(read_json(folder / "config.json"), words.special["media_pad"])
     progress(0, 1, "reading")
     weights = weights_digest(state)
     name = digest(weights, plain(config), words.digest if words else None)

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,9 +19,9 @@ from torch.nn import functional
 
 from k25_pipelines.errors import CheckpointError
 from k25_pipelines.keys import random_key
-from trainers.interchange.lora_config import TARGETS, LoraConfig, check_lora
+from trainers.interchange.lora_config import TARGETS, LoraConfig, check_lora, check_rank
 from trainers.interchange.shards import read_json
-from trainers.interchange.weights import Held, Weights, tensor_of
+from trainers.interchange.weights import Held, Weights, refuse_no_numbers, tensor_of
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -68,17 +69,18 @@ def add_adapters(model: nn.Module, config: LoraConfig, *, seed: int = 0) -> list
         ValueError: a field cannot be, or the model has no such layer.
     """
     check_lora(config)
-    names = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and _is_target(name, config)]
-    if not names:
+    linear = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    layers = {name: layer for name, layer in linear.items() if _is_target(name, config)}
+    if not layers:
         raise ValueError(f"lora.targets {', '.join(config.targets)}: the model has no such layer")
-    for name in names:
+    for name, layer in layers.items():
+        check_rank(config, name, min(layer.weight.shape))
+    for name, layer in layers.items():
         parent, _, own = name.rpartition(".")
-        layer = model.get_submodule(name)
-        assert isinstance(layer, nn.Linear), "only linear layers are named"
         setattr(model.get_submodule(parent), own, LoraLinear(layer, config, seed=seed, name=name))
     for name, weight in model.named_parameters():
         weight.requires_grad_(name.endswith(SIDES))
-    return names
+    return list(layers)
 
 
 def has_adapters(state: Mapping[str, object]) -> bool:
@@ -124,6 +126,17 @@ def merged(state: Mapping[str, Tensor], config: LoraConfig) -> dict[str, Tensor]
     return {name: tensor_of(whole, name) for name in whole.shapes}
 
 
+def index_of_adapters(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return what an index would say of the file that `write_adapters` writes.
+
+    Raises:
+        CheckpointError: an adapter is no finite number.
+    """
+    adapters = _named(state)
+    total = sum(value.nbytes for value in adapters.values())
+    return {"metadata": {"total_size": total}, "weight_map": dict.fromkeys(sorted(adapters), WEIGHTS)}
+
+
 def write_adapters(folder: Path, state: Mapping[str, Tensor], config: LoraConfig, *, base: str) -> None:
     """Write the adapters among `state` as peft's two files.
 
@@ -132,9 +145,11 @@ def write_adapters(folder: Path, state: Mapping[str, Tensor], config: LoraConfig
         state: weights of a model with adapters; those of the model itself are left out.
         config: what the adapters are.
         base: where the model they belong to is found: a folder, or a checkpoint's key.
+
+    Raises:
+        CheckpointError: an adapter is no finite number.
     """
-    table = _table_of(state)
-    adapters = {f"{_renamed(name, table)}.weight": value.contiguous() for name, value in adapters_of(state).items()}
+    adapters = _named(state)
     save_file(adapters, folder / WEIGHTS, metadata={"format": "pt"})
     layers = {re.sub(r"^base_model\.model\.|\.lora_[AB]\.weight$", "", name) for name in adapters}
     told = {
@@ -170,6 +185,14 @@ def read_adapters(folder: Path) -> tuple[dict[str, Tensor], LoraConfig]:
     state = {_renamed(name.removesuffix(".weight"), back): value for name, value in adapters.items()}
     targets = tuple(told.get("k25_targets") or _targets_of(state))
     return state, LoraConfig(rank=told["r"], alpha=float(told["lora_alpha"]), targets=targets)
+
+
+def _named(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the adapters alone, by peft's names."""
+    table = _table_of(state)
+    for name, value in adapters_of(state).items():
+        refuse_no_numbers(value, name, "export a checkpoint from before its run broke")
+    return {f"{_renamed(name, table)}.weight": value.contiguous() for name, value in adapters_of(state).items()}
 
 
 def _is_target(name: str, config: LoraConfig) -> bool:

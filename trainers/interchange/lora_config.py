@@ -1,7 +1,12 @@
 """Which low-rank adapters a model gets: plain data without torch, a part of a training config."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trainers.config import ModelConfig
 
 TARGETS: Mapping[str, tuple[str, ...]] = {
     "attention": ("q_a_proj", "q_b_proj", "q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"),
@@ -27,13 +32,45 @@ class LoraConfig:
         return self.alpha / self.rank
 
 
-def check_lora(config: LoraConfig) -> None:
-    """Raise ValueError naming the field where no adapter can be built."""
+def check_lora(config: LoraConfig, model: "ModelConfig | None" = None) -> None:
+    """Raise ValueError naming the field where no adapter can be built, in a model's layers if it is given."""
     if config.rank < 1:
         raise ValueError(f"lora.rank is {config.rank}; it must be at least 1")
-    if config.alpha <= 0:
-        raise ValueError(f"lora.alpha is {config.alpha}; it must be above 0")
+    if not (math.isfinite(config.alpha) and config.alpha > 0):
+        raise ValueError(f"lora.alpha is {config.alpha}; it must be above 0 and finite")
     if unknown := [word for word in config.targets if word not in TARGETS]:
         raise ValueError(f"lora.targets has {', '.join(unknown)}; it is some of {', '.join(TARGETS)}")
     if not config.targets:
         raise ValueError(f"lora.targets is empty; name some of {', '.join(TARGETS)}")
+    if model:
+        sides = _sides(model)
+        for name in (name for word in config.targets for name in TARGETS[word] if name in sides):
+            check_rank(config, name, sides[name])
+
+
+def check_rank(config: LoraConfig, name: str, side: int) -> None:
+    """Raise ValueError where a layer's smaller side is below the rank: adapters would be larger than its weight."""
+    if config.rank > side:
+        raise ValueError(f"lora.rank is {config.rank}; it must be at most {side}, the smaller side of {name}")
+
+
+def _sides(model: "ModelConfig") -> dict[str, int]:
+    """Return the smaller side of each layer that adapters can stand beside; of several, the smallest."""
+    c = model.language
+    heads_qk, heads_kv = c.heads * (c.head_nope + c.head_rope), c.heads * (c.head_nope + c.head_value)
+    sides = {
+        "kv_a_proj_with_mqa": min(c.width, c.kv_rank + c.head_rope),
+        "kv_b_proj": min(c.kv_rank, heads_kv),
+        "o_proj": min(c.heads * c.head_value, c.width),
+    }
+    if c.q_rank is None:
+        sides["q_proj"] = min(c.width, heads_qk)
+    else:
+        sides |= {"q_a_proj": min(c.width, c.q_rank), "q_b_proj": min(c.q_rank, heads_qk)}
+    mlps = [c.mlp] if c.dense_layers or not c.experts else []
+    mlps += [c.shared_experts * c.expert_mlp] if c.experts and c.shared_experts else []
+    sides |= {name: min(c.width, *mlps) for name in TARGETS["mlp"] if mlps}
+    if vision := model.vision:
+        merged = vision.width * vision.merge**2
+        sides |= {"proj.0": merged, "proj.2": min(merged, c.width)}
+    return sides

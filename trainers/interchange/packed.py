@@ -30,8 +30,12 @@ def check_packing(told: Mapping[str, Any]) -> None:
     """Raise CheckpointError where a `quantization_config` packs weights in a way that is not read here."""
     if told.get("format") != "pack-quantized":
         raise CheckpointError(f"config.json: quantization_config.format is {told.get('format')!r}, not read; {WAY_OUT}")
-    for name, group in told.get("config_groups", {}).items():
-        weights = group.get("weights") or {}
+    groups = told.get("config_groups", {})
+    if not isinstance(groups, Mapping):
+        raise CheckpointError(f"config.json: quantization_config.config_groups is {groups!r}, no mapping; {WAY_OUT}")
+    for name, group in groups.items():
+        weights = group.get("weights") if isinstance(group, Mapping) else None
+        weights = weights if isinstance(weights, Mapping) else {}
         for key, wanted in MUST_BE.items():
             if weights.get(key) != wanted:
                 place = f"quantization_config.config_groups.{name}.weights.{key}"

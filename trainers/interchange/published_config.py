@@ -5,7 +5,7 @@ those of the released code where the two have different names; either alone is e
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from k25_pipelines.errors import CheckpointError
 from trainers.config import Config, LanguageConfig, ModelConfig, VisionConfig, parse
@@ -44,6 +44,15 @@ VISION_KEYS: Mapping[str, tuple[str, ...]] = {
     "patch": ("patch_size",),
 }
 """Field of VisionConfig -> key of transformers' classes, key of the released code."""
+SAME_IN_TOWER = (
+    ("pos_emb_height", "pos_emb_width"),
+    ("init_pos_emb_height", "init_pos_emb_width"),
+    ("hidden_size", "mm_hidden_size"),
+    ("vt_hidden_size", "mm_hidden_size"),
+)
+"""More keys of the tower that are the same number in every model of ours."""
+MOST_FRACTION = 1e300
+"""Of a number in a file; a whole number beyond it may be none that a float holds."""
 TEXT_MUST_BE: Mapping[str, Any] = {
     "hidden_act": "silu",
     "scoring_func": "sigmoid",
@@ -100,18 +109,29 @@ def model_of(told: Mapping[str, Any]) -> ModelConfig:
     Raises:
         CheckpointError: a key is missing, or tells of a model that ours cannot be.
     """
-    text = told.get("text_config", told)
-    if not isinstance(text, Mapping):
-        raise CheckpointError("config.json: text_config is no mapping; give the config of a Kimi K2 or K2.5 model")
-    if packing := told.get("quantization_config") or text.get("quantization_config"):
+    text = _mapping(told, "text_config") if "text_config" in told else told
+    if packing := _mapping(told, "quantization_config") or _mapping(text, "quantization_config"):
         check_packing(packing)
     for key, wanted in TEXT_MUST_BE.items():
         if key in text and text[key] != wanted:
             raise CheckpointError(f"config.json: {key} is {text[key]!r}; this model has {wanted!r} only")
-    own = told.get("k25", {})
-    language = _language(text, tied=bool(told.get("tie_word_embeddings", False)), own=own)
-    vision = _vision(told["vision_config"]) if "vision_config" in told else None
-    return ModelConfig(name=own.get("name", "imported"), language=language, vision=vision)
+    own = _mapping(told, "k25")
+    language = _language(text, tied=_tied(told, text), own=own)
+    vision = _vision(_mapping(told, "vision_config"), language) if "vision_config" in told else None
+    name = own.get("name", "imported")
+    if not isinstance(name, str):
+        _refuse("k25.name", name, "words")
+    return ModelConfig(name=name, language=language, vision=vision)
+
+
+def check_media_token(told: Mapping[str, Any], media_pad: int) -> None:
+    """Raise CheckpointError where a `config.json` and its tokenizer have different ids for the place of a medium."""
+    for key in ("media_placeholder_token_id", "image_token_id"):
+        if told.get(key, media_pad) != media_pad:
+            raise CheckpointError(
+                f"config.json: {key} is {told[key]!r}, and the tokenizer's media_pad token is {media_pad}; "
+                "name the model's own tokenizer with --tokenizer"
+            )
 
 
 def _text(c: LanguageConfig, special: Mapping[str, int]) -> dict[str, Any]:
@@ -169,14 +189,15 @@ def _tower(c: VisionConfig, *, text_width: int) -> dict[str, Any]:
 
 
 def _language(text: Mapping[str, Any], *, tied: bool, own: Mapping[str, Any]) -> LanguageConfig:
-    sizes = {field: _told(text, key) for field, key in LANGUAGE_KEYS.items()}
-    if sizes["dense_layers"] >= sizes["layers"]:  # ours says so by having no experts
-        sizes = {field: sizes[field] for field in sizes if field not in _OF_EXPERTS} | {"experts": 0}
-    rope = text.get("rope_parameters") or {}
-    scaling = text.get("rope_scaling") or (rope if _kind(rope) == "yarn" else None)
-    theta = float(text["rope_theta"] if "rope_theta" in text else _told(rope, "rope_theta"))
-    rates = {"balance_rate": own["balance_rate"]} if "balance_rate" in own else {}
-    reach = _stretched(scaling) if scaling else {"context": _told(text, "max_position_embeddings")}
+    layers, dense = (_number(text, LANGUAGE_KEYS[field], field) for field in ("layers", "dense_layers"))
+    left_out = _OF_EXPERTS if dense >= layers else ()  # ours says so by having no experts
+    sizes = {field: _number(text, key, field) for field, key in LANGUAGE_KEYS.items() if field not in left_out}
+    sizes |= dict.fromkeys(left_out[:1], 0)
+    rope = _mapping(text, "rope_parameters")
+    scaling = _mapping(text, "rope_scaling") or (rope if _kind(rope) == "yarn" else None)
+    theta = _number(text if "rope_theta" in text else rope, "rope_theta", "rope_theta")
+    rates = {"balance_rate": _number(own, "balance_rate", "balance_rate")} if "balance_rate" in own else {}
+    reach = _stretched(scaling) if scaling else {"context": _number(text, "max_position_embeddings", "context")}
     return _parsed(LanguageConfig, {**sizes, **reach, **rates, "rope_theta": theta, "tied": tied})
 
 
@@ -191,23 +212,70 @@ def _stretched(scaling: Mapping[str, Any]) -> dict[str, Any]:
         if scaling.get(key, value) != value:
             raise CheckpointError(f"config.json: rope_scaling.{key} is {scaling[key]!r}; this model has {value} only")
     return {
-        "context": _told(scaling, "original_max_position_embeddings"),
-        "yarn_factor": float(_told(scaling, "factor")),
+        "context": _number(scaling, "original_max_position_embeddings", "context"),
+        "yarn_factor": _number(scaling, "factor", "yarn_factor"),
     }
+
+
+_FRACTIONS = ("routed_scale", "rope_theta", "yarn_factor", "balance_rate")
+_MAY_BE_NULL = ("rope_scaling", "rope_parameters", "quantization_config", "k25")
 
 
 def _kind(scaling: Mapping[str, Any]) -> str | None:
     return scaling.get("type") or scaling.get("rope_type")
 
 
-def _vision(told: Mapping[str, Any]) -> VisionConfig:
+def _vision(told: Mapping[str, Any], language: LanguageConfig) -> VisionConfig:
     if told.get("merge_type", "sd2_tpool") != "sd2_tpool":
         raise CheckpointError(f"config.json: merge_type is {told['merge_type']!r}; this model has 'sd2_tpool' only")
+    for keys in (*VISION_KEYS.values(), *SAME_IN_TOWER):
+        _same({f"vision_config.{key}": told[key] for key in keys if key in told})
+    if "text_hidden_size" in told:
+        _same({"vision_config.text_hidden_size": told["text_hidden_size"], "hidden_size": language.width})
     sizes = {field: _told(told, *keys) for field, keys in VISION_KEYS.items()}
-    merge = set(_told(told, "merge_kernel_size"))
-    if len(merge) != 1:
-        raise CheckpointError(f"config.json: merge_kernel_size is {told['merge_kernel_size']}; it must be a square")
-    return _parsed(VisionConfig, {**sizes, "merge": merge.pop()})
+    merge = _told(told, "merge_kernel_size")
+    if not (isinstance(merge, list) and len(merge) == 2 and merge[0] == merge[1]):
+        _refuse("merge_kernel_size", merge, "a square, such as [2, 2]")
+    return _parsed(VisionConfig, {**sizes, "merge": merge[0]})
+
+
+def _tied(told: Mapping[str, Any], text: Mapping[str, Any]) -> bool:
+    key = "tie_word_embeddings"
+    found = {where: part[key] for where, part in ((key, told), (f"text_config.{key}", text)) if key in part}
+    _same(found)
+    tied = next(iter(found.values()), False)
+    return tied if isinstance(tied, bool) else _refuse(key, tied, "true or false")
+
+
+def _same(found: Mapping[str, Any]) -> None:
+    """Raise CheckpointError where two keys that tell the same tell different values."""
+    (first, value), *others = found.items() or [("", None)]
+    for key, other in others:
+        if other != value:
+            raise CheckpointError(f"config.json: {first} is {value!r} and {key} is {other!r}; make them the same")
+
+
+def _mapping(told: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return a part of the config, empty where it is not there."""
+    part = told.get(key)
+    if part is None and key in _MAY_BE_NULL:
+        return {}
+    return part if isinstance(part, Mapping) else _refuse(key, part, "a mapping, as in a Kimi K2 or K2.5 model")
+
+
+def _number(told: Mapping[str, Any], key: str, field: str) -> Any:
+    """Return the value of a key as a field of LanguageConfig takes it."""
+    value = _told(told, key)
+    if field == "q_rank" and value is None:
+        return None
+    if field not in _FRACTIONS:
+        return value if type(value) is int else _refuse(key, value, "a whole number")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and abs(value) < MOST_FRACTION else _refuse(key, value, "a finite number")
+
+
+def _refuse(key: str, value: object, wanted: str) -> NoReturn:
+    raise CheckpointError(f"config.json: {key} is {value!r}; it must be {wanted}: correct it, or copy the folder anew")
 
 
 def _parsed(kind: type[Config], sizes: Mapping[str, Any]) -> Config:

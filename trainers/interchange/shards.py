@@ -14,13 +14,15 @@ from torch import Tensor
 
 from k25_pipelines.errors import CheckpointError
 from trainers.interchange.names import Place, places
-from trainers.interchange.weights import Weights, runs
+from trainers.interchange.weights import Weights, refuse_no_numbers, runs
 
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 4 * 2**30
 """A shard holds no more, unless one tensor does."""
 HASHED_AT_ONCE = 2**24
 HEADER_ALIGNMENT = 8
+SHOWN = 40
+"""Characters that an error shows of a value."""
 NAMES: Mapping[torch.dtype, str] = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 """Types of weights, as safetensors call them, wide ones first: the order in which a file has them."""
 KINDS = {kind: number for number, kind in enumerate(NAMES)}
@@ -92,6 +94,9 @@ def write_shards(
         dtype_of: the type a released weight is written in, by name.
         shard_bytes: most bytes of a shard, unless one weight has more.
         progress: called after each weight with bytes done, bytes of all, and its shard's name.
+
+    Raises:
+        CheckpointError: a weight is no finite number, or not in its type.
     """
     shards = plan_shards(weights.shapes, dtype_of=dtype_of, shard_bytes=shard_bytes)
     index = index_of(shards, dtype_of)
@@ -106,6 +111,23 @@ def write_shards(
                 progress(min(done, total), total, shard.file)
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
     return {**{name: each.hexdigest() for name, each in sums.items()}, INDEX: sha256_of(folder / INDEX)}
+
+
+def check_shards(
+    weights: Weights, *, dtype_of: Callable[[str], torch.dtype], shard_bytes: int = SHARD_BYTES, progress: Progress
+) -> dict[str, Any]:
+    """Return the index that `write_shards` would write, after making all it would write and keeping none of it.
+
+    Args and errors are those of `write_shards`.
+    """
+    shards = plan_shards(weights.shapes, dtype_of=dtype_of, shard_bytes=shard_bytes)
+    index = index_of(shards, dtype_of)
+    done, total = 0, index["metadata"]["total_size"]
+    for shard in shards:
+        for data in _safetensors(shard, weights, dtype_of):
+            done += len(data)
+            progress(min(done, total), total, shard.file)
+    return index
 
 
 def _safetensors(shard: Shard, weights: Weights, dtype_of: Callable[[str], torch.dtype]) -> Iterator[bytes]:
@@ -124,7 +146,10 @@ def _safetensors(shard: Shard, weights: Weights, dtype_of: Callable[[str], torch
     yield struct.pack("<Q", len(words)) + words
     for place in shard.places:
         for start, count in runs(place.start, place.size):
-            run = weights.read(place.own, start, count).to(dtype_of(place.name)).contiguous()
+            run = weights.read(place.own, start, count)
+            refuse_no_numbers(run, place.name, "export a checkpoint from before its run broke")
+            run = run.to(dtype_of(place.name)).contiguous()
+            refuse_no_numbers(run, place.name, f"it does not fit {NAMES[run.dtype]}: export it wider, with --dtype")
             yield run.view(torch.uint8).numpy().tobytes()
 
 
@@ -132,17 +157,17 @@ def shard_files(folder: Path) -> dict[str, Path]:
     """Return the file of each tensor of a folder: by its index, or all of a lone `model.safetensors`.
 
     Raises:
-        CheckpointError: there are no weights, or a shard that the index names is missing or cut off.
+        CheckpointError: there are no weights, the index is broken, or a shard it names is missing or cut off.
     """
     index, alone = folder / INDEX, folder / "model.safetensors"
     if index.exists():
-        places = {name: folder / file for name, file in read_json(index)["weight_map"].items()}
+        places = {name: folder / file for name, file in _weight_map(index).items()}
     elif alone.exists():
         places = dict.fromkeys(_names_in(alone), alone)
     else:
         raise CheckpointError(f"{folder} holds no {INDEX} and no {alone.name}; give a folder as `k25 export` writes it")
     for path in sorted(set(places.values())):
-        if not path.exists():
+        if not path.is_file():
             raise CheckpointError(f"{path} is missing, and {INDEX} names it; complete the folder")
         told = {name for name, place in places.items() if place == path}
         if told != (found := _names_in(path)):
@@ -198,6 +223,20 @@ def read_json(path: Path) -> dict:
         raise CheckpointError(f"{path}: not JSON ({error}); copy the folder anew") from error
     if not isinstance(told, dict):
         raise CheckpointError(f"{path} is no JSON mapping; copy the folder anew")
+    return told
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Return the file that an index names for each tensor. Raises CheckpointError."""
+    told = read_json(index).get("weight_map")
+    if not isinstance(told, dict) or not told:
+        said = "lacks weight_map" if told is None else f"has a weight_map of {json.dumps(told)[:SHOWN]}"
+        raise CheckpointError(f"{index} {said}; it maps each tensor's name to its file; copy the folder anew")
+    for name, file in told.items():
+        if not isinstance(file, str) or file in ("", ".", "..") or Path(file).name != file:
+            raise CheckpointError(
+                f"{index}: weight_map.{name} is {file!r}; it must be the name of a file beside it; copy the folder anew"
+            )
     return told
 
 

@@ -54,6 +54,13 @@ def tensor_of(weights: Weights, name: str) -> Tensor:
     return weights.read(name).view(weights.shapes[name])
 
 
+def refuse_no_numbers(run: Tensor, name: str, hint: str) -> None:
+    """Raise CheckpointError naming a weight whose run of elements has a NaN or an infinity."""
+    if not (finite := torch.isfinite(run)).all():
+        bad = run.flatten()[~finite.flatten()][0].item()
+        raise CheckpointError(f"{name} has a value that is no finite number: {bad}; {hint}")
+
+
 def weights_digest(weights: Weights | Mapping[str, Tensor]) -> str:
     """Return 64 hexadecimal characters that name the weights which the released layout has a place for."""
     weights = Held(weights) if isinstance(weights, Mapping) else weights
@@ -96,14 +103,19 @@ class FolderWeights:
             self._pieces.setdefault(place.own, []).append(place)
 
     def read(self, name: str, start: int = 0, count: int | None = None) -> Tensor:
-        """Return a run of elements, read from the released tensors that hold it and no other."""
+        """Return a run of elements, read from the released tensors that hold it and no other.
+
+        Raises:
+            CheckpointError: one of them is no finite number.
+        """
         end = math.prod(self.shapes[name]) if count is None else start + count
         found = []
         for piece in self._pieces[name]:
             first, last = max(start, piece.start), min(end, piece.start + piece.size)
             if first < last:
-                flat = self._read(piece.name).reshape(-1)
-                found.append(flat[first - piece.start : last - piece.start].to(torch.float32))
+                run = self._read(piece.name).reshape(-1)[first - piece.start : last - piece.start].to(torch.float32)
+                refuse_no_numbers(run, piece.name, "give a folder of whole weights")
+                found.append(run)
         return torch.cat(found)
 
 

@@ -5,6 +5,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from trainers.config import ContrastiveConfig, LanguageConfig, ModelConfig, VisionConfig
 
+MOST = 2**31 - 1
+"""No size and no reach of positions is larger."""
+MOST_THETA = 1e12
+"""The slowest channel then turns once in thousands of times `MOST` positions."""
+MOST_SCALE = 1e6
+MOST_BALANCE = 1.0
+"""An expert's score lies between 0 and 1."""
+
 
 def check_model(config: "ModelConfig") -> None:
     """Raise ValueError naming the field where a model of these sizes cannot be built or cannot work."""
@@ -26,11 +34,12 @@ def check_language(config: "LanguageConfig", where: str = "language") -> None:
         _positive(config, where, "q_rank")
     if config.head_rope % 2:
         _refuse(where, "head_rope", config.head_rope, "an even number: channels turn in pairs")
-    if config.rope_theta <= 1:
-        _refuse(where, "rope_theta", config.rope_theta, "above 1")
-    if config.yarn_factor < 1:
-        _refuse(where, "yarn_factor", config.yarn_factor, "at least 1: it only stretches a context")
-    if config.experts < 0:
+    if not 1 < config.rope_theta <= MOST_THETA:
+        _refuse(where, "rope_theta", config.rope_theta, f"above 1 and at most {MOST_THETA:g}")
+    if not 1 <= config.yarn_factor <= MOST / config.context:
+        most = f"at most {MOST / config.context:g}: positions end at {MOST}"
+        _refuse(where, "yarn_factor", config.yarn_factor, f"at least 1: it only stretches a context, and {most}")
+    if not 0 <= config.experts <= MOST:
         _refuse(where, "experts", config.experts, "0 for a dense model, or the number of routed experts")
     if config.experts:
         _check_experts(config, where)
@@ -50,15 +59,16 @@ def _check_experts(config: "LanguageConfig", where: str) -> None:
     _positive(config, where, "experts_per_token", "expert_mlp")
     if config.experts_per_token > config.experts:
         _refuse(where, "experts_per_token", config.experts_per_token, f"at most experts, which is {config.experts}")
-    if config.shared_experts < 0:
+    if not 0 <= config.shared_experts <= MOST:
         _refuse(where, "shared_experts", config.shared_experts, "0 or more")
     if not 0 <= config.dense_layers < config.layers:
         allowed = f"0 to {config.layers - 1} of {config.layers} layers, or set experts to 0"
         _refuse(where, "dense_layers", config.dense_layers, allowed)
-    if config.routed_scale <= 0:
-        _refuse(where, "routed_scale", config.routed_scale, "above 0")
-    if config.balance_rate < 0:
-        _refuse(where, "balance_rate", config.balance_rate, "0 (never balanced) or more")
+    if not 0 < config.routed_scale <= MOST_SCALE:
+        _refuse(where, "routed_scale", config.routed_scale, f"above 0 and at most {MOST_SCALE:g}")
+    if not 0 <= config.balance_rate <= MOST_BALANCE:
+        most = f"at most {MOST_BALANCE:g}: scores lie between 0 and 1"
+        _refuse(where, "balance_rate", config.balance_rate, f"0 (never balanced) or more, and {most}")
 
 
 def _check_vision(config: "VisionConfig", where: str) -> None:
@@ -79,6 +89,8 @@ def _positive(config: object, where: str, *names: str) -> None:
     for name in names:
         if getattr(config, name) < 1:
             _refuse(where, name, getattr(config, name), "at least 1")
+        if getattr(config, name) > MOST:
+            _refuse(where, name, getattr(config, name), f"at most {MOST}")
 
 
 def _refuse(where: str, field: str, value: float, allowed: str) -> None:
