@@ -17,7 +17,7 @@ from infra.launchers.slurm import srun_command
 from infra.launchers.words import asked
 
 ROOT = Path(__file__).resolve().parents[2]
-WORDS = ["-m", "trainers.ranks", "--logs", "/work/run", "16", "trainers.pretrain", "/work/run/pretrain.json"]
+WORDS = ["-m", "trainers.ranks", "--logs", "/srv/run", "16", "trainers.pretrain", "/srv/run/pretrain.json"]
 TWO_NODES = {"K25_NODES": "2", "K25_PARENT_PID": "7", "DAGSTER_PIPES_MESSAGES": "abc", "AWS_SECRET_ACCESS_KEY": "x"}
 
 
@@ -34,7 +34,7 @@ def test_ranks_are_spread_over_nodes_and_started_by_torchrun():
         "--master-port=29500",
         "-m",
         "trainers.pretrain",
-        "/work/run/pretrain.json",
+        "/srv/run/pretrain.json",
     ]
 
 
