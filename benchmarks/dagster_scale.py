@@ -166,7 +166,7 @@ def pages(options: argparse.Namespace, *, few: bool) -> dict:
             browser = play.chromium.launch(executable_path=options.chromium, args=CHROMIUM)
             page = browser.new_page(viewport={"width": 1500, "height": 900})
             load(page, port, "asset graph", timeout=180)
-            usable = time.perf_counter() - started
+            usable, busy = time.perf_counter() - started, busy_seconds(process.pid)
             browser.close()
             found: dict[str, list[float]] = {}
             for _ in range(ROUNDS):
