@@ -118,7 +118,7 @@ def check_plan(config: "TrainConfig", plan: "Plan", *, num_tokens: int) -> None:
 
 def _check_adapters(config: "TrainConfig") -> None:
     assert config.lora is not None
-    check_lora(config.lora)
+    check_lora(config.lora, config.model)
     if config.optimizer != "adamw":
         _refuse("config.optimizer", config.optimizer, "adamw where config.lora is set: MuonClip moves whole matrices")
     if config.lora.targets == ("projector",) and not config.model.vision:
