@@ -38,8 +38,8 @@ WAITED_SECONDS = 1e-3
 """What a step that begins later than this was waited for."""
 SHAPES = {
     "8 MB chunks, a lane a node": (80, 256, 500),
-    "1 MB chunks, a lane a node": (10, 256, 100),
-    "8 MB chunks, a lane four nodes": (80, 64, 30),
+    "1 MB chunks, a lane a node": (10, 256, 80),
+    "8 MB chunks, a lane four nodes": (80, 64, 20),
 }
 """Images of a chunk, lanes of the plan, steps."""
 
