@@ -28,13 +28,18 @@ def test_a_failure_is_named_with_its_figures_and_the_way_out(lake):
 
 def test_a_failure_that_does_not_block_is_no_refusal(lake):
     judge(lake, passed=False, blocking=False)
-    require_passed(lake, {"plan abc": "abc"})
+    assert require_passed(lake, {"plan abc": "abc"}) is None
+    judge(lake, passed=False)
+    with pytest.raises(VerdictError):
+        require_passed(lake, {"plan abc": "abc"})
 
 
 def test_a_later_look_replaces_an_earlier_one(lake):
     judge(lake, passed=False)
+    with pytest.raises(VerdictError):
+        require_passed(lake, {"plan abc": "abc"})
     judge(lake, passed=True)
-    require_passed(lake, {"plan abc": "abc"})
+    assert require_passed(lake, {"plan abc": "abc"}) is None
 
 
 def test_an_accepted_failure_is_no_refusal_and_says_who_and_why(lake):

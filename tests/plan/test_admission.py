@@ -17,8 +17,11 @@ def admitted(said, origins, **fields):
 
 
 def test_samples_of_allowed_terms_are_let_in():
-    admitted({"MIT": 4}, {"us": 4})
-    admitted({"MIT": 3, "CC0-1.0": 1}, {"us": 4}, licences=["MIT", "CC0-1.0"], sources_allowed=["us"])
+    assert admitted({"MIT": 4}, {"us": 4}) is None
+    terms = {"licences": ["MIT", "CC0-1.0"], "sources_allowed": ["us"]}
+    assert admitted({"MIT": 3, "CC0-1.0": 1}, {"us": 4}, **terms) is None
+    with pytest.raises(RecipeError, match=r"1 of CC0-1\.0"):
+        admitted({"MIT": 3, "CC0-1.0": 1}, {"us": 4}, licences=["MIT"])
 
 
 @pytest.mark.parametrize(
@@ -38,7 +41,9 @@ def test_one_sample_of_other_terms_keeps_its_source_out(said, origins, fields, t
 
 
 def test_a_recipe_may_name_the_word_that_says_nothing():
-    admitted({"NOASSERTION": 4}, {"us": 4}, licences=["NOASSERTION"])
+    with pytest.raises(RecipeError, match="4 of NOASSERTION"):
+        admitted({"NOASSERTION": 4}, {"us": 4})
+    assert admitted({"NOASSERTION": 4}, {"us": 4}, licences=["NOASSERTION"]) is None
 
 
 def test_a_recipe_without_the_list_of_sources_keeps_the_name_it_had():
